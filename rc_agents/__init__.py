@@ -1,0 +1,21 @@
+"""Frozen language models, coupled inside one forward pass."""
+
+from .config import BridgeConfig, CouplingConfig, ModelRef
+from .errors import RCError
+from .modeling import CoupledForCausalLM, CoupledOutput, couple
+from .topology import Edge, Topology
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BridgeConfig",
+    "CoupledForCausalLM",
+    "CoupledOutput",
+    "CouplingConfig",
+    "Edge",
+    "ModelRef",
+    "RCError",
+    "Topology",
+    "__version__",
+    "couple",
+]

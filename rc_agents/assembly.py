@@ -1,0 +1,263 @@
+"""From what the user passes to loaded, frozen, matching models and the config that describes them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from . import backbone, placement
+from .alignment import anchor_sites, matching_layers, same_tokenizer
+from .bridges.router import check_widths
+from .config import BridgeConfig, CouplingConfig, ModelRef, check_choice, check_name
+from .errors import ConfigError, ModelError, TokenError
+from .topology import ANCHOR, Topology, resolve
+
+Reference = str | Path | ModelRef | PreTrainedModel
+
+
+@dataclass
+class Member:
+    """One loaded model: where it came from, its weights, its tokenizer."""
+
+    name: str
+    ref: ModelRef
+    model: PreTrainedModel
+    tokenizer: Any | None
+    live: bool = False
+
+
+@dataclass
+class Loader:
+    """Loads members one after another; adapter specialists share the weights of a base that is loaded already.
+
+    Args:
+        names: all models that the settings may name.
+        device_map: see `placement.device_map_of`.
+        dtype: one for all, or a dict by model name.
+        tokenizers: tokenizers for models that were passed in loaded, by name.
+        trust_remote_code: passed on to Hugging Face; off unless the user asks for it.
+    """
+
+    names: Sequence[str]
+    device_map: Any = None
+    dtype: Any = None
+    tokenizers: Mapping[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
+    members: dict[str, Member] = field(default_factory=dict)
+
+    def add(self, name: str, reference: Reference) -> Member:
+        """Loads (or takes over) one model and freezes it."""
+        if isinstance(reference, PreTrainedModel):
+            member = self._take_over(name, reference)
+        else:
+            ref = as_ref(name, reference)
+            options = {
+                "dtype": placement.dtype_of(name, self.dtype, self.names),
+                "device_map": placement.device_map_of(name, self.device_map, self.names),
+            }
+            base = self._loaded_base(name, ref)
+            model = backbone.load(name, ref, base=base, trust_remote_code=self.trust_remote_code, **options)
+            tokenizer = self.tokenizers.get(name) or self._tokenizer(ref)
+            member = Member(name, ref, model, tokenizer)
+        backbone.find_blocks(member.model)
+        backbone.cache_argument(member.model)
+        backbone.check_finite(name, member.model)
+        self.members[name] = member
+        return member
+
+    def _take_over(self, name: str, model: PreTrainedModel) -> Member:
+        if any(member.model is model for member in self.members.values()):
+            model = backbone.share_weights(model)
+        device_map = placement.device_map_of(name, self.device_map, self.names)
+        if isinstance(device_map, (str, int, torch.device)) and device_map != "auto":
+            model.to(device_map)
+        elif device_map is not None:
+            warnings.warn(f"device_map has no effect on {name!r}, which was passed in loaded", stacklevel=4)
+        dtype = placement.dtype_of(name, self.dtype, self.names)
+        if dtype is not None and dtype != "auto":
+            wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+            if model.dtype != wanted:
+                raise ConfigError(
+                    f"model {name!r} was passed in loaded as {model.dtype}, but dtype={wanted} is asked for; "
+                    "load it in that dtype or leave dtype out"
+                )
+        path = getattr(model.config, "_name_or_path", "") or None
+        ref = ModelRef(base=path)
+        tokenizer = self.tokenizers.get(name) or (backbone.load_tokenizer(ref) if path else None)
+        return Member(name, ref, backbone.freeze(model), tokenizer, live=True)
+
+    def _loaded_base(self, name: str, ref: ModelRef) -> PreTrainedModel | None:
+        """A loaded model with the same base weights on the same device in the same dtype, which `ref` adapts."""
+        if ref.adapter is None:
+            return None
+        for other in self.members.values():
+            same = (other.ref.base, other.ref.revision, other.ref.subfolder, other.ref.dtype) == (
+                ref.base,
+                ref.revision,
+                ref.subfolder,
+                ref.dtype,
+            )
+            place = [placement.device_map_of(n, self.device_map, self.names) for n in (name, other.name)]
+            kind = [placement.dtype_of(n, self.dtype, self.names) for n in (name, other.name)]
+            if same and not other.live and other.ref.adapter is None and place[0] == place[1] and kind[0] == kind[1]:
+                return other.model
+        return None
+
+    def _tokenizer(self, ref: ModelRef) -> Any | None:
+        for other in self.members.values():
+            if (other.ref.base, other.ref.revision) == (ref.base, ref.revision) and other.tokenizer is not None:
+                return other.tokenizer
+        return backbone.load_tokenizer(ref, trust_remote_code=self.trust_remote_code)
+
+
+def as_ref(name: str, reference: Any) -> ModelRef:
+    """Returns a model's reference: an id, a path, `package:NAME` or a `ModelRef`."""
+    if isinstance(reference, ModelRef):
+        if reference.base is None:
+            raise ConfigError(f"model {name!r}: ModelRef needs a base (an id, a path or 'package:NAME')")
+        return reference
+    if isinstance(reference, (str, Path)) and str(reference):
+        return ModelRef(base=str(reference))
+    raise ConfigError(
+        f"model {name!r}: expected an id, a path, 'package:NAME', a ModelRef or a loaded PreTrainedModel, "
+        f"got {type(reference).__name__}: {str(reference)[:60]!r}"
+    )
+
+
+def member_names(specialists: Any) -> list[str]:
+    """Returns the anchor's name and the specialists', checked."""
+    if specialists is None:
+        return [ANCHOR]
+    if not isinstance(specialists, Mapping):
+        raise ConfigError(
+            f"specialists is a dict of name -> model, got {type(specialists).__name__}; "
+            "for example {'medical': 'path/to/model'}"
+        )
+    for name in specialists:
+        check_name(name)
+        if name == ANCHOR:
+            raise ConfigError("the name 'anchor' belongs to the anchor; give the specialist another name")
+    folded = [name.casefold() for name in specialists]
+    twice = {name for name in specialists if folded.count(name.casefold()) > 1}
+    if twice:
+        raise ConfigError(f"specialists' names differ by case only: {', '.join(sorted(twice))}; give each its own name")
+    return [ANCHOR, *specialists]
+
+
+def alignment_of(anchor: Member, member: Member, asked: str) -> str:
+    """Returns how a specialist's tokens meet the anchor's: shared, span or clamp.
+
+    Raises:
+        TokenError: the tokenizers at hand do not allow what is asked for.
+    """
+    check_choice("alignment", asked)
+    if asked == "auto":
+        if anchor.tokenizer is None or member.tokenizer is None:
+            missing = ANCHOR if anchor.tokenizer is None else member.name
+            raise TokenError(
+                f"model {missing!r} has no tokenizer, so alignment='auto' cannot tell whether tokens coincide; "
+                "pass tokenizers={name: tokenizer}, or alignment='shared' if all models use the same ids"
+            )
+        asked = "shared" if same_tokenizer(anchor.tokenizer, member.tokenizer) else "span"
+    if asked == "shared":
+        sizes = [m.model.config.get_text_config(decoder=True).vocab_size for m in (anchor, member)]
+        if sizes[1] < sizes[0]:
+            raise TokenError(
+                f"alignment='shared' needs the same ids everywhere, but model {member.name!r} knows {sizes[1]} ids and "
+                f"the anchor {sizes[0]}; use alignment='span'"
+            )
+        known = anchor.tokenizer is not None and member.tokenizer is not None
+        if known and not same_tokenizer(anchor.tokenizer, member.tokenizer):
+            raise TokenError(
+                f"alignment='shared' was asked for, but model {member.name!r} has another tokenizer than the anchor; "
+                "use alignment='span'"
+            )
+    if asked == "span" and (anchor.tokenizer is None or member.tokenizer is None):
+        missing = ANCHOR if anchor.tokenizer is None else member.name
+        raise TokenError(f"alignment='span' needs the tokenizer of {missing!r}; pass tokenizers={{{missing!r}: ...}}")
+    return asked
+
+
+def describe(
+    members: Mapping[str, Member],
+    *,
+    topology: Any,
+    bridge: Any,
+    sites: Any,
+    alignment: str,
+    mix: str,
+    schedule: str,
+) -> CouplingConfig:
+    """Checks every setting against the loaded models and returns the ensemble's config."""
+    check_choice("mix", mix)
+    check_choice("schedule", schedule)
+    names = list(members)
+    form = BridgeConfig.of(bridge)
+    edges = resolve(topology, names)
+    depths = [backbone.num_blocks(member.model) for member in members.values()]
+    widths = {name: backbone.stream_width(member.model) for name, member in members.items()}
+    if form.kind == "moe":
+        check_widths(widths)
+    anchor = members[ANCHOR]
+    kinds = {name: alignment_of(anchor, members[name], alignment) for name in names[1:]}
+    check_mix(mix, form.kind, kinds)
+    rows = matching_layers(anchor_sites(sites, depths[0]), depths[0], depths)
+    return CouplingConfig(
+        names=names,
+        models={name: member.ref.to_dict() for name, member in members.items()},
+        model_configs={name: member.model.config for name, member in members.items()},
+        topology=topology if isinstance(topology, str) else [list(edge) for edge in edges],
+        bridge=form.to_dict(),
+        site_layers=rows,
+        alignment=kinds,
+        mix=mix,
+        schedule=schedule,
+        history={edge.key: names for edge in edges},
+        dtype=anchor.model.dtype,
+    )
+
+
+def check_mix(mix: str, kind: str, alignment: Mapping[str, str]) -> None:
+    """Raises where logits cannot be mixed or states routed because positions differ."""
+    spans = [name for name, how in alignment.items() if how == "span"]
+    if spans and mix != "anchor":
+        raise TokenError(
+            f"mix={mix!r} averages logits by index and needs one tokenizer, but {', '.join(spans)} has its own; "
+            "use mix='anchor'"
+        )
+    if spans and kind == "moe":
+        raise TokenError(f"kind='moe' mixes states by position, but {', '.join(spans)} has its own tokenizer")
+
+
+def specialist_layers(config: CouplingConfig, name: str, depth: int) -> list[int]:
+    """Returns the blocks at which a new specialist meets an existing ensemble's sites."""
+    assert config.site_layers is not None
+    anchor_depth = config.num_hidden_layers
+    layers = [max(1, row[0] * depth // anchor_depth) for row in config.site_layers]
+    if any(new <= old for old, new in zip(layers, layers[1:], strict=False)):
+        raise ModelError(
+            f"model {name!r} has {depth} blocks, too few for this ensemble's {len(layers)} sites "
+            f"(it would meet twice on one block); couple anew with fewer sites"
+        )
+    return layers
+
+
+def custom_topology(config: CouplingConfig, name: str, edges: Any) -> str | list[list[str]]:
+    """Returns the topology after a specialist was added."""
+    names = [*(config.names or []), name]
+    if isinstance(config.topology, str) and edges is None:
+        return config.topology
+    present = [list(edge) for edge in config.edges]
+    new = Topology(edges).edges if edges is not None else Topology.unilateral([ANCHOR, name]).edges
+    wrong = [edge for edge in new if name not in edge]
+    if wrong:
+        raise ConfigError(f"edges for {name!r} must each touch it, got {wrong[0].source!r} -> {wrong[0].target!r}")
+    merged = Topology([*present, *new])
+    merged.check(names)
+    return [list(edge) for edge in merged.edges]

@@ -1,0 +1,66 @@
+"""When and how loudly a bridge speaks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import BridgeConfig
+
+
+class Gate(nn.Module):
+    """Maps the two ends' states to a factor that broadcasts over (B, T, D)."""
+
+    def __init__(self, config: BridgeConfig, source_width: int, target_width: int) -> None:
+        super().__init__()
+
+    def forward(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor | float:
+        """Returns the factor."""
+        raise NotImplementedError
+
+
+class FixedGate(Gate):
+    """The constant 1: the published "no gate" ablation."""
+
+    def forward(self, source_BTD: Tensor, target_BTD: Tensor) -> float:
+        """Returns 1."""
+        return 1.0
+
+
+class ScalarGate(Gate):
+    """sigmoid(g), one g a bridge: the published gate."""
+
+    def __init__(self, config: BridgeConfig, source_width: int, target_width: int) -> None:
+        super().__init__(config, source_width, target_width)
+        self.value = nn.Parameter(torch.tensor(float(config.gate_init), dtype=torch.float32))
+
+    def forward(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor:
+        """Returns a scalar."""
+        return torch.sigmoid(self.value.to(source_BTD.dtype))
+
+
+class TokenGate(Gate):
+    """sigmoid(g + v . n(h_source) + u . n(h_target)) for every token, n the RMS norm; u and v start at zero.
+
+    The map stays linear; the gate decides at which tokens the bridge speaks.
+    """
+
+    def __init__(self, config: BridgeConfig, source_width: int, target_width: int) -> None:
+        super().__init__(config, source_width, target_width)
+        self.value = nn.Parameter(torch.tensor(float(config.gate_init), dtype=torch.float32))
+        widths = {"source": source_width, "target": target_width}
+        reads = ("source", "target") if config.gate_reads == "both" else (config.gate_reads,)
+        self.reads = nn.ParameterDict({end: nn.Parameter(torch.zeros(widths[end])) for end in reads})
+
+    def forward(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor:
+        """Returns (B, T, 1)."""
+        ends = {"source": source_BTD, "target": target_BTD}
+        logit = self.value.to(source_BTD.dtype)
+        for end, weight in self.reads.items():
+            state = ends[end]
+            normal = nn.functional.rms_norm(state, (state.shape[-1],), eps=1e-6)
+            logit = logit + (normal @ weight.to(state.dtype)).unsqueeze(-1)
+        return torch.sigmoid(logit)
+
+
+GATES: dict[str, type[Gate]] = {"fixed": FixedGate, "scalar": ScalarGate, "token": TokenGate}

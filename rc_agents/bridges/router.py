@@ -1,0 +1,50 @@
+"""Mixture-of-experts router over hidden states: the published baseline, an exchange of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+
+class Router(nn.Module):
+    """fused = sum_i softmax(R mean_j h_j)_i h_i; every model goes on with `fused` (reference code, LatentMoE).
+
+    The router's rows are kept per model, so that a model can be added or removed; together they are one
+    nn.Linear(width, n).
+
+    Args:
+        names: the models.
+        width: their common width.
+    """
+
+    def __init__(self, names: Sequence[str], width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.rows = nn.ModuleDict()
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        """Adds a model's row, at nn.Linear's default start."""
+        self.rows[name] = nn.Linear(self.width, 1, dtype=torch.float32)
+
+    def forward(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Args and returns: the models' states by name, each (B, T, width), same positions."""
+        home = next(iter(self.rows.values())).weight.device
+        stack = torch.stack([h.to(home, torch.float32) for h in states.values()])  # (N, B, T, D)
+        mean = stack.mean(0)
+        logits = torch.cat([self.rows[name](mean) for name in states], dim=-1)  # (B, T, N)
+        weights = logits.softmax(-1).movedim(-1, 0).unsqueeze(-1)  # (N, B, T, 1)
+        fused = (weights * stack).sum(0)
+        return {name: fused.to(h.device, h.dtype) for name, h in states.items()}
+
+
+def check_widths(widths: dict[str, int]) -> None:
+    """Raises `ConfigError` unless all models are equally wide, as a router over states needs."""
+    if len(set(widths.values())) > 1:
+        shown = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise ConfigError(f"kind='moe' mixes states and needs models of equal width, got {shown}; use kind='linear'")

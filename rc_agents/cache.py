@@ -1,0 +1,205 @@
+"""One cache for the whole ensemble: a cache a model, and what each source showed at each site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
+
+from .alignment import SpanText
+from .errors import InputError
+from .topology import ANCHOR
+
+
+class CoupledCache(Cache):
+    """Holds one Hugging Face cache a model under the length of the anchor's sequence.
+
+    Args:
+        caches: for each model its own cache.
+
+    Attributes:
+        ids: the anchor's tokens so far, (B, length).
+        histories: source name -> site -> states it showed there so far, (B, slots, width); kept only for sources
+            that a model with another tokenizer reads.
+        texts: for each model with its own tokenizer, its running tokenization.
+        seen: for each model, how many of the anchor's columns it has taken in.
+    """
+
+    def __init__(self, caches: Mapping[str, Cache]) -> None:
+        self.caches = dict(caches)
+        self.ids: Tensor | None = None
+        self.histories: dict[str, dict[int, Tensor]] = {}
+        self.texts: dict[str, SpanText] = {}
+        self.seen: dict[str, int] = dict.fromkeys(self.caches, 0)
+        super().__init__(layers=[layer for cache in self.caches.values() for layer in cache.layers])
+
+    @classmethod
+    def wrap(
+        cls, cache: Cache | None, configs: Mapping[str, PreTrainedConfig], growing: Sequence[str] = ()
+    ) -> CoupledCache:
+        """Builds the ensemble's cache around the anchor's (or a new one); one that is coupled already stays.
+
+        Args:
+            cache: the anchor's, or None.
+            configs: every model's config by name.
+            growing: models with their own tokenizer, whose cache is dynamic and can be cut back.
+
+        Raises:
+            InputError: no cache, a cache of another ensemble, or one that a single model has filled.
+        """
+        if isinstance(cache, cls):
+            if set(cache.caches) != set(configs):
+                raise InputError(
+                    f"past_key_values belongs to an ensemble of {', '.join(cache.caches)}; "
+                    f"this one has {', '.join(configs)}"
+                )
+            return cache
+        if cache is not None and not isinstance(cache, Cache):
+            raise InputError(f"past_key_values is a transformers Cache, got {type(cache).__name__}")
+        if cache is not None and _filled(cache):
+            raise InputError(
+                "past_key_values was filled by a single model; start from an empty cache or from the "
+                "past_key_values that this ensemble returned"
+            )
+        anchor = cache if cache is not None else _like(None, configs[ANCHOR])
+        caches = {ANCHOR: anchor}
+        for name, config in configs.items():
+            if name != ANCHOR:
+                caches[name] = _like(None if name in growing else cache, config)
+            if name in growing:
+                caches[name].activate_past_recording()
+        return cls(caches)
+
+    # What generate() asks of a cache is answered for the anchor's sequence.
+
+    @property
+    def length(self) -> int:
+        """Columns of the anchor's sequence so far."""
+        return self.seen.get(ANCHOR, 0)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Returns the length of the anchor's sequence so far."""
+        return self.length
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """Returns the anchor cache's capacity, -1 for none."""
+        return self.caches[ANCHOR].get_max_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Returns the anchor cache's mask sizes."""
+        return self.caches[ANCHOR].get_mask_sizes(query_length, layer_idx)
+
+    @property
+    def is_compileable(self) -> bool:
+        """The coupled forward is not compiled as one graph."""
+        return False
+
+    @property
+    def max_batch_size(self) -> int:
+        """Rows held, -1 before the first pass."""
+        return -1 if self.ids is None else int(self.ids.shape[0])
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether every model's cache can be rolled back."""
+        return all(cache.is_croppable for cache in self.caches.values())
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Refuses: each model updates its own cache."""
+        raise InputError("a CoupledCache is passed to the ensemble, not to a single model")
+
+    def activate_past_recording(self) -> None:
+        """Makes every cache keep what a later `crop` has to bring back."""
+        for cache in self.caches.values():
+            cache.activate_past_recording()
+
+    def remember(self, input_ids: Tensor) -> None:
+        """Appends the anchor's tokens of a finished pass, (B, T)."""
+        self.ids = input_ids if self.ids is None else torch.cat([self.ids, input_ids], dim=1)
+
+    def show(self, source: str, site: int, states: Tensor) -> Tensor:
+        """Appends a source's states at a site and returns all it showed there, (B, slots, width)."""
+        sites = self.histories.setdefault(source, {})
+        sites[site] = states if site not in sites else torch.cat([sites[site], states], dim=1)
+        return sites[site]
+
+    def drop_slots(self, source: str, keep: int) -> None:
+        """Forgets what a source showed beyond its first `keep` slots."""
+        for site, states in self.histories.get(source, {}).items():
+            self.histories[source][site] = states[:, :keep]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Removes the last `-tokens_to_remove` columns of the anchor's sequence from every model.
+
+        A model with its own tokenizer follows at the next pass, when the shorter text is tokenized again.
+        """
+        if tokens_to_remove > 0:
+            raise InputError(f"crop takes minus the number of tokens to remove, got {tokens_to_remove}")
+        length = self.length + tokens_to_remove
+        for name, cache in self.caches.items():
+            if name in self.texts:
+                continue
+            cache.crop(min(0, length - self.seen[name]))
+            self.seen[name] = min(self.seen[name], length)
+        if ANCHOR in self.histories:
+            self.drop_slots(ANCHOR, length)
+        if self.ids is not None:
+            self.ids = self.ids[:, :length]
+
+    def reset(self) -> None:
+        """Empties every cache."""
+        for cache in self.caches.values():
+            cache.reset()
+        self.ids = None
+        self.histories.clear()
+        self.texts.clear()
+        self.seen = dict.fromkeys(self.caches, 0)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Puts the rows in the order of `beam_idx`, (B,)."""
+        for cache in self.caches.values():
+            cache.reorder_cache(beam_idx)
+        self._select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the rows of `indices`."""
+        for cache in self.caches.values():
+            cache.batch_select_indices(indices)
+        self._select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row `repeats` times."""
+        for cache in self.caches.values():
+            cache.batch_repeat_interleave(repeats)
+        if self.ids is not None:
+            self._select(torch.arange(self.ids.shape[0]).repeat_interleave(repeats))
+
+    def _select(self, rows: Tensor) -> None:
+        if self.ids is not None:
+            self.ids = self.ids[rows.to(self.ids.device)]
+        for sites in self.histories.values():
+            for site, states in sites.items():
+                sites[site] = states[rows.to(states.device)]
+        for text in self.texts.values():
+            text.select(rows.tolist())
+
+
+def _filled(cache: Cache) -> bool:
+    return any(getattr(layer, "is_initialized", False) and _length(layer) > 0 for layer in cache.layers) or any(
+        any(getattr(layer, "has_previous_state", {}).values()) for layer in cache.layers
+    )
+
+
+def _length(layer: Any) -> int:
+    return int(layer.get_seq_length()) if hasattr(layer, "get_seq_length") else 0
+
+
+def _like(cache: Cache | None, config: PreTrainedConfig) -> Cache:
+    """A new cache for a model, of the same kind as the anchor's."""
+    text = config.get_text_config(decoder=True)
+    if isinstance(cache, StaticCache):
+        return StaticCache(config=text, max_cache_len=cache.get_max_length())
+    return DynamicCache(config=text, offloading=bool(cache is not None and cache.offloading))

@@ -1,0 +1,11 @@
+"""Who runs when: the same coupled pass under different schedules."""
+
+from collections.abc import Callable
+
+from .lockstep import run_lockstep
+from .protocol import Meet, Stream
+from .threads import run_threads
+
+SCHEDULES: dict[str, Callable[..., dict]] = {"lockstep": run_lockstep, "threads": run_threads}
+
+__all__ = ["SCHEDULES", "Meet", "Stream", "run_lockstep", "run_threads"]

@@ -1,0 +1,36 @@
+"""What a schedule is given, and how it reports a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from ..errors import ModelRunError, RCError
+
+Meet = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
+"""(site, every model's hidden states by name) -> the updated states by name."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One model's part of a pass: its name and a call of its own `forward`."""
+
+    name: str
+    run: Callable[[], Any]
+
+
+def fail(name: str, error: Exception) -> NoReturn:
+    """Raises a model's failure under its name; our own errors keep their type."""
+    if isinstance(error, ModelRunError):
+        raise error
+    message = f"model {name!r} failed in the coupled pass: {type(error).__name__}: {error}"
+    kind = type(error) if isinstance(error, RCError) else ModelRunError
+    raise kind(message) from error
+
+
+def missed(name: str, site: int) -> ModelRunError:
+    """The error for a model whose forward ended before it reached a site."""
+    return ModelRunError(f"model {name!r} finished without passing the block of site {site}; its forward skips blocks")

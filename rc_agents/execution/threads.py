@@ -1,0 +1,112 @@
+"""One OS thread a model and a barrier at every site: latency of the slowest model where cores or devices differ."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbone import ARRIVE
+from .protocol import Meet, Stream, fail, missed
+
+
+def run_threads(streams: Sequence[Stream], num_sites: int, meet: Meet) -> dict[str, Any]:
+    """Runs every stream in its own thread; whoever reaches a site last does the exchange for all.
+
+    Grad mode, inference mode and autocast of the caller hold in every thread. Arguments, result and errors as in
+    `run_lockstep`.
+    """
+    if len(streams) == 1:
+        return _Pass(streams, num_sites, meet).run_alone()
+    return _Pass(streams, num_sites, meet).run()
+
+
+class _Pass:
+    """The state of one coupled pass."""
+
+    def __init__(self, streams: Sequence[Stream], num_sites: int, meet: Meet) -> None:
+        self.streams = streams
+        self.num_sites = num_sites
+        self.meet = meet
+        self.site = 0
+        self.arrived: dict[str, Tensor] = {}
+        self.updated: dict[str, Tensor] = {}
+        self.outputs: dict[str, Any] = {}
+        self.failure: tuple[str, Exception] | None = None
+        self.lock = threading.Lock()
+        self.state = _torch_state()
+        self.barrier = threading.Barrier(len(streams), action=self._exchange)
+
+    def run(self) -> dict[str, Any]:
+        first, *others = self.streams
+        with ThreadPoolExecutor(max_workers=len(others), thread_name_prefix="rc_agents") as pool:
+            waits = [pool.submit(contextvars.copy_context().run, self._body, stream) for stream in others]
+            contextvars.copy_context().run(self._body, first)
+            for wait in waits:
+                wait.result()
+        if self.failure is not None:
+            fail(*self.failure)
+        return self.outputs
+
+    def run_alone(self) -> dict[str, Any]:
+        contextvars.copy_context().run(self._body, self.streams[0])
+        if self.failure is not None:
+            fail(*self.failure)
+        return self.outputs
+
+    def _body(self, stream: Stream) -> None:
+        reached = 0
+
+        def arrive(site: int, hidden: Tensor) -> Tensor:
+            nonlocal reached
+            if site != reached:
+                raise missed(stream.name, reached)
+            reached += 1
+            self.arrived[stream.name] = hidden
+            self.barrier.wait()
+            return self.updated[stream.name]
+
+        ARRIVE.set(arrive)
+        try:
+            with self.state():
+                self.outputs[stream.name] = stream.run()
+            if reached != self.num_sites:
+                raise missed(stream.name, reached)
+        except threading.BrokenBarrierError:
+            return
+        except BaseException as error:
+            self._give_up(stream.name, error)
+
+    def _exchange(self) -> None:
+        with self.state():
+            self.updated = self.meet(self.site, {stream.name: self.arrived[stream.name] for stream in self.streams})
+        self.site += 1
+
+    def _give_up(self, name: str, error: BaseException) -> None:
+        with self.lock:
+            if self.failure is None:
+                self.failure = (name, error) if isinstance(error, Exception) else (name, RuntimeError(repr(error)))
+        self.barrier.abort()
+
+
+def _torch_state() -> Callable[[], ExitStack]:
+    """Returns a context that brings the caller's grad, inference and autocast modes into another thread."""
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    casts = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds]
+
+    def enter() -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode(inference))
+        stack.enter_context(torch.set_grad_enabled(grad))
+        for kind, dtype in casts:
+            stack.enter_context(torch.autocast(kind, dtype=dtype))
+        return stack
+
+    return enter

@@ -1,0 +1,121 @@
+"""generate() over the ensemble, and every private part of transformers that it leans on (tests/test_private_api.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, GenerationMixin, LogitsProcessorList
+
+from . import selection
+from .cache import CoupledCache
+from .errors import InputError
+from .sampling import SeededSampling, row_seeds
+
+_SEEDED: ContextVar[Any] = ContextVar("rc_agents_seed", default=None)
+_PRIVATE = (
+    "_prepare_cache_for_generation",
+    "_get_logits_processor",
+    "_supports_default_dynamic_cache",
+    "_is_stateful",
+)
+
+
+class CoupledGeneration(GenerationMixin):
+    """What `generate` needs to know about an ensemble."""
+
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        *args: Any,
+        specialists: Any = None,
+        strength: Any = None,
+        seed: int | Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generates as any Hugging Face model does; see `transformers.GenerationMixin.generate`.
+
+        Args:
+            inputs: the prompt's tokens, (B, T); also as `input_ids=`.
+            specialists: names that take part, or one list of names a row; None for all.
+            strength: factor on every bridge's update: a number, a dict by specialist, or one a row.
+            seed: makes this call's samples its own, also beside other calls: row r draws from seed + r.
+
+        Raises:
+            InputError: an empty prompt, unknown names, or what an ensemble cannot do.
+        """
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        self._refuse(ids, kwargs)
+        if specialists is not None or strength is not None:
+            assert isinstance(ids, Tensor)
+            weights = selection.edge_strengths(self.edges, self.names, ids.shape[0], specialists, strength)
+            kwargs["edge_strength"] = None if weights is None else weights.to(ids.device)
+        token = _SEEDED.set(None if seed is None else (seed, ids, []))
+        try:
+            output = super().generate(inputs, *args, **kwargs)
+            return _with_scores(output, _SEEDED.get())
+        finally:
+            _SEEDED.reset(token)
+
+    def _refuse(self, ids: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("inputs_embeds") is not None:
+            raise InputError("inputs_embeds is refused: every model embeds the text itself; pass input_ids")
+        if not isinstance(ids, Tensor):
+            raise InputError(f"generate needs input_ids, a tensor of shape (batch, tokens), got {type(ids).__name__}")
+        if ids.dim() != 2 or 0 in ids.shape:
+            raise InputError(f"the prompt is empty or no matrix, shape {tuple(ids.shape)}; pass at least one token a row")
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: paged attention would bypass the exchange."""
+        raise NotImplementedError(
+            "continuous (paged) batching replaces each model's cache and would bypass the exchange; use generate()"
+        )
+
+    init_continuous_batching = generate_batch
+    continuous_batching_context_manager = generate_batch
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+        """Keeps the 2-D mask: every model makes its own from it."""
+        return attention_mask
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if isinstance(cache, Cache):
+            configs = {name: model.config for name, model in self.models.items()}
+            wrapped = CoupledCache.wrap(cache, configs, growing=self._span_names)
+            if getattr(cache, "_is_user_defined", False):
+                wrapped._is_user_defined = True
+            if getattr(generation_config, "is_assistant", False):
+                wrapped.activate_past_recording()
+            model_kwargs["past_key_values"] = wrapped
+
+    def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        seeded = _SEEDED.get()
+        if seeded is None or not generation_config.do_sample:
+            return processors
+        if generation_config.num_beams > 1:
+            raise InputError("seed cannot make beam sampling its own; use num_beams=1 or do_sample=False")
+        seed, ids, made = seeded
+        seeds = row_seeds(seed, ids.shape[0], generation_config.num_return_sequences or 1)
+        made.append(SeededSampling(seeds, ids.shape[1]))
+        processors.append(made[-1])
+        return processors
+
+    @property
+    def _is_stateful(self) -> bool:
+        """Whether some model's state cannot be rolled back, which assisted decoding needs."""
+        return any(getattr(model, "_is_stateful", False) for model in self.models.values())
+
+
+def _with_scores(output: Any, seeded: Any) -> Any:
+    """Puts the scores before the draw back in place of the one-hot ones."""
+    if seeded is not None and seeded[2] and getattr(output, "scores", None) is not None:
+        output.scores = tuple(seeded[2][-1].scores[: len(output.scores)])
+    return output

@@ -1,0 +1,66 @@
+"""From several models' logits to the ensemble's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError
+
+FILL = -1e4  # logit of a token that a smaller vocabulary lacks, as in the reference code
+
+
+class OutputMixer(nn.Module):
+    """fused = sum_i w_i logits_i over models that share a vocabulary.
+
+    Args:
+        kind: `anchor` (the anchor's own logits), `average` (w_i = 1/n), `learned` (w = softmax of one trained value a
+            model, zero at the start) or `sigmoid` (two models, w = m, 1 - m with m a trained sigmoid, the published
+            two-model form).
+        names: the models, the anchor first.
+    """
+
+    def __init__(self, kind: str, names: list[str]) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "sigmoid" and len(names) != 2:
+            raise ConfigError(f"mix='sigmoid' is the published two-model form, got {len(names)} models; use 'learned'")
+        if kind == "learned":
+            self.values = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
+        elif kind == "sigmoid":
+            self.value = nn.Parameter(torch.zeros(()))
+
+    def add(self, name: str) -> None:
+        """Makes room for another model."""
+        if self.kind == "sigmoid":
+            raise ConfigError("mix='sigmoid' is the published two-model form and takes no third model")
+        if self.kind == "learned":
+            self.values[name] = nn.Parameter(torch.zeros(()))
+
+    def remove(self, name: str) -> None:
+        """Forgets a model."""
+        if self.kind == "sigmoid":
+            self.kind = "anchor"
+        elif self.kind == "learned":
+            del self.values[name]
+
+    def weights(self, names: list[str]) -> Tensor:
+        """Returns the weights of `names`, shape (n,), summing to one."""
+        if self.kind == "learned":
+            return torch.stack([self.values[name] for name in names]).softmax(0)
+        if self.kind == "sigmoid" and len(names) == 2:
+            m = torch.sigmoid(self.value)
+            return torch.stack([m, 1 - m])
+        return torch.full((len(names),), 1 / len(names))
+
+    def forward(self, logits: dict[str, Tensor]) -> Tensor:
+        """Mixes logits by name, each (B, T, V_i) at the same positions; the anchor's come first."""
+        anchor = next(iter(logits.values()))
+        if self.kind == "anchor" or len(logits) == 1:
+            return anchor
+        width = max(part.shape[-1] for part in logits.values())
+        fused = torch.zeros((), device=anchor.device)
+        for weight, part in zip(self.weights(list(logits)), logits.values(), strict=True):
+            padded = nn.functional.pad(part, (0, width - part.shape[-1]), value=FILL)
+            fused = fused + weight.to(anchor.device) * padded.to(anchor.device)
+        return fused.to(anchor.dtype)

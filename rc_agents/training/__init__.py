@@ -1,0 +1,1 @@
+"""Teaching a specialist and training bridges; import what you need from the modules, they pull in torch."""

@@ -1,0 +1,305 @@
+"""Teach a copy of a base model a body of text or question-answer pairs: a PEFT LoRA adapter, the base frozen."""
+
+import inspect
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+
+from rc_agents import packaged
+from rc_agents.errors import ModelError, TrainingError
+from rc_agents.training import data as training_data
+
+DTYPES = ("auto", "float32", "bfloat16")
+LOG = "training.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecializeConfig:
+    """How a specialist is trained.
+
+    Args:
+        rank, alpha, target_modules: of the LoRA adapter; its update is scaled by alpha / rank.
+        steps: optimizer steps.
+        learning_rate, warmup: peak of the schedule, and the share of the steps it takes to get there; cosine after.
+        batch_size, max_length: pairs a step, and the longest pair in tokens.
+        text_batch_size, block_length: blocks of text a step, and their length in tokens.
+        mix: share of the steps by group of records, documents being the group `text`; by default equal epochs.
+        answer_only: count the loss of pairs on the completion alone.
+        dtype: of the frozen base; `auto` is bfloat16 where the processor multiplies it natively. The adapter trains
+            in float32.
+        save_steps: steps between checkpoints to resume from; 0 for none.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    target_modules: str | Sequence[str] = "all-linear"
+    steps: int = 300
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    batch_size: int = 32
+    max_length: int = 256
+    text_batch_size: int = 8
+    block_length: int = 128
+    mix: Mapping[str, float] | None = None
+    answer_only: bool = True
+    dtype: str = "auto"
+    seed: int = 0
+    save_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha", "steps", "learning_rate", "batch_size", "max_length", "text_batch_size"):
+            if not getattr(self, name) > 0:
+                raise TrainingError(f"{name} must be positive, not {getattr(self, name)!r}.")
+        if self.block_length < 2:
+            raise TrainingError(f"block_length must be at least 2, not {self.block_length!r}.")
+        if not 0 <= self.warmup < 1:
+            raise TrainingError(f"warmup is a share of the steps, from 0 to below 1, not {self.warmup!r}.")
+        if self.dtype not in DTYPES:
+            raise TrainingError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specialist:
+    """A finished training run."""
+
+    path: Path
+    steps: int
+    loss: float  # mean over the last tenth of the steps
+    seconds: float
+    trained_parameters: int
+
+
+def specialize(
+    base: str | Path,
+    data: str | Path | Iterable[training_data.Record | Mapping[str, Any]],
+    output: str | Path,
+    config: SpecializeConfig | None = None,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    resume: bool = False,
+    progress: bool = True,
+) -> Specialist:
+    """Train an adapter and write it to a folder that `ModelRef(base, adapter=output)` and PEFT can load.
+
+    Args:
+        base: `package:NAME`, a path or a hub id; it is written into the adapter's config as given.
+        data: whatever `rc_agents.training.data.read` takes.
+        output: folder to make; replaced whole when training ends, untouched before.
+        callbacks: more transformers callbacks; they find the PEFT model as `kwargs["model"]`.
+        resume: go on from the last checkpoint of the same run (needs `save_steps` then and now).
+
+    Raises:
+        ModelError: the base cannot be loaded.
+        DataError: no data, or malformed.
+        TrainingError: settings that cannot work, nothing to resume, or a loss that is no longer a number.
+    """
+    config = config or SpecializeConfig()
+    output = Path(output)
+    records = training_data.read(data)
+    model, tokenizer = load_base(base, config.dtype)
+    batches = _batches(records, tokenizer, config)
+    model = _with_adapter(model, config)
+    unfinished = output.with_name(output.name + ".unfinished")
+    if not resume:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    log = _MetricsLog()
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(config, unfinished, progress),
+        train_dataset=batches,
+        data_collator=lambda items: items[0],
+        callbacks=[log, *callbacks],
+    )
+    trainer.train(resume_from_checkpoint=_last_checkpoint(unfinished) if resume else None)
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    save_adapter(model, output, base=str(base), log=history, card=_card(base, config, history))
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return Specialist(
+        path=output,
+        steps=trainer.state.global_step,
+        loss=_mean_loss(history),
+        seconds=log.seconds,
+        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
+
+
+def load_base(base: str | Path, dtype: str = "auto") -> tuple[Any, Any]:
+    """The frozen base model in evaluation mode, and its tokenizer.
+
+    Raises:
+        ModelError: it cannot be loaded, or its tokenizer has no end-of-text token.
+    """
+    place = packaged.resolve(str(base)) if packaged.is_packaged(base) else base
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=_torch_dtype(dtype))
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"Cannot load {base} as a causal language model with its tokenizer: {first}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"The tokenizer of {base} has no end-of-text token, so answers could not be taught to stop.")
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _batches(records: list[training_data.Record], tokenizer: Any, config: SpecializeConfig) -> training_data.Batches:
+    examples = training_data.encode(
+        tokenizer,
+        records,
+        max_length=config.max_length,
+        block_length=config.block_length,
+        answer_only=config.answer_only,
+    )
+    steps = training_data.plan(
+        examples,
+        batch_size=config.batch_size,
+        text_batch_size=config.text_batch_size,
+        steps=config.steps,
+        seed=config.seed,
+        mix=config.mix,
+    )
+    return training_data.Batches(examples, steps)
+
+
+def _with_adapter(model: Any, config: SpecializeConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    torch.manual_seed(config.seed)
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise TrainingError(f"LoRA cannot be added to {targets}: {str(error).splitlines()[0]}") from error
+
+
+def _arguments(config: SpecializeConfig, folder: Path, progress: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=1,  # an item of the data set is a whole batch already
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(config.warmup * config.steps),
+        weight_decay=0.0,
+        logging_steps=max(1, min(10, config.steps // 10)),
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or config.steps,
+        save_total_limit=1,
+        seed=config.seed,
+        report_to="none",
+        disable_tqdm=not progress,
+        dataloader_pin_memory=False,
+    )
+
+
+class _Trainer(Trainer):
+    """Trains on packed pairs, whose logits are only computed where a label is, and on plain blocks."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "targets" not in inputs:
+            outputs = model(**inputs, use_cache=False)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        logits_PV = packed_logits(model, inputs)
+        loss = cross_entropy(logits_PV.float(), inputs["targets"])
+        return (loss, logits_PV) if return_outputs else loss
+
+
+def packed_logits(model: Any, batch: training_data.Batch) -> torch.Tensor:
+    """Logits (P, V) at the labelled positions of a packed batch."""
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    mask = batch["attention_mask"].to(model.dtype)
+    kept = batch["label_positions"]
+    if "logits_to_keep" in inspect.signature(_forward(model)).parameters:
+        return model(**inputs, attention_mask=mask, logits_to_keep=kept, use_cache=False).logits[0]
+    return model(**inputs, attention_mask=mask, use_cache=False).logits[0, kept]
+
+
+def _forward(model: Any) -> Any:
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).forward
+
+
+class _MetricsLog(TrainerCallback):
+    """Times the run and stops it as soon as the loss is not a number."""
+
+    seconds = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._start = time.perf_counter()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seconds = time.perf_counter() - self._start
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            raise TrainingError(
+                f"The loss is no longer a number at step {state.global_step}: lower learning_rate "
+                f"({args.learning_rate}), or look for broken data or weights."
+            )
+
+
+def _mean_loss(history: Sequence[Mapping[str, float]]) -> float:
+    last = [entry["loss"] for entry in history[-max(1, len(history) // 10) :]]
+    return sum(last) / len(last) if last else math.nan
+
+
+def _last_checkpoint(folder: Path) -> str:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if found is None:
+        raise TrainingError(f"Nothing to resume: {folder} holds no checkpoint. Train with save_steps, without resume.")
+    return found
+
+
+def save_adapter(
+    model: Any, output: str | Path, *, base: str, log: Sequence[Mapping[str, Any]] = (), card: str | None = None
+) -> None:
+    """Write an adapter folder: weights as float16 safetensors, config, card, log; an old folder is replaced whole."""
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
+        made = Path(scratch) / "made"
+        model.save_pretrained(made, save_embedding_layers=False)
+        weights = {name: tensor.half().contiguous() for name, tensor in load_file(made / _WEIGHTS).items()}
+        save_file(weights, made / _WEIGHTS, metadata={"format": "pt"})
+        settings = json.loads((made / _CONFIG).read_text(encoding="utf-8"))
+        settings |= {"base_model_name_or_path": base, "inference_mode": True}
+        (made / _CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (made / LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
+        (made / "README.md").write_text(card or f"A PEFT adapter over `{base}`.\n", encoding="utf-8")
+        if output.exists():
+            os.replace(output, Path(scratch) / "old")
+        os.replace(made, output)
+
+
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def _card(base: str | Path, config: SpecializeConfig, history: Sequence[Mapping[str, float]]) -> str:
+    rows = "\n".join(f"| {name} | {value} |" for name, value in asdict(config).items())
+    return (
+        f"---\nlibrary_name: peft\nbase_model: {base}\ntags: [rc_agents, lora]\n---\n"
+        f"# A specialist over `{base}`\n\n"
+        "Made by `rc_agents.training.specialize`. The base stays frozen; couple this adapter as a specialist:\n\n"
+        f'```python\nrc_agents.couple("{base}", {{"specialist": rc_agents.ModelRef("{base}", adapter="this folder")}})\n```\n\n'
+        f"Mean loss over the last tenth of training: {_mean_loss(history):.4f}\n\n| setting | value |\n|---|---|\n{rows}\n"
+    )
