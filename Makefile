@@ -56,7 +56,9 @@ bench-speed: $(VENV)/dev.stamp ## Time coupled passes against the frozen models'
 	$(BIN)/python -m rc_agents.benchmarks.speed
 
 assets: $(VENV)/dev.stamp ## Train again the specialists and bridges that the package ships
-	$(BIN)/python -m rc_agents.training.assets
+	$(BIN)/python -m rc_agents.demo.recipe_specialists medical
+	$(BIN)/python -m rc_agents.demo.recipe_specialists python
+	$(BIN)/python -m rc_agents.demo.recipe_bridges
 
 arch-sweep: $(VENV)/dev.stamp ## Try every architecture, and write docs/architectures.md
 	$(BIN)/python -m rc_agents.benchmarks.arch_sweep

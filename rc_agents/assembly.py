@@ -62,7 +62,9 @@ class Loader:
                 "device_map": placement.device_map_of(name, self.device_map, self.names),
             }
             base = self._loaded_base(name, ref)
-            model = backbone.load(name, ref, base=base, trust_remote_code=self.trust_remote_code, **options)
+            model = backbone.load(
+                name, ref, base=base, trust_remote_code=self.trust_remote_code, **options
+            )
             tokenizer = self.tokenizers.get(name) or self._tokenizer(ref)
             member = Member(name, ref, model, tokenizer)
         backbone.find_blocks(member.model)
@@ -78,7 +80,9 @@ class Loader:
         if isinstance(device_map, (str, int, torch.device)) and device_map != "auto":
             model.to(device_map)
         elif device_map is not None:
-            warnings.warn(f"device_map has no effect on {name!r}, which was passed in loaded", stacklevel=4)
+            warnings.warn(
+                f"device_map has no effect on {name!r}, which was passed in loaded", stacklevel=4
+            )
         dtype = placement.dtype_of(name, self.dtype, self.names)
         if dtype is not None and dtype != "auto":
             wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -103,15 +107,26 @@ class Loader:
                 ref.subfolder,
                 ref.dtype,
             )
-            place = [placement.device_map_of(n, self.device_map, self.names) for n in (name, other.name)]
+            place = [
+                placement.device_map_of(n, self.device_map, self.names) for n in (name, other.name)
+            ]
             kind = [placement.dtype_of(n, self.dtype, self.names) for n in (name, other.name)]
-            if same and not other.live and other.ref.adapter is None and place[0] == place[1] and kind[0] == kind[1]:
+            if (
+                same
+                and not other.live
+                and other.ref.adapter is None
+                and place[0] == place[1]
+                and kind[0] == kind[1]
+            ):
                 return other.model
         return None
 
     def _tokenizer(self, ref: ModelRef) -> Any | None:
         for other in self.members.values():
-            if (other.ref.base, other.ref.revision) == (ref.base, ref.revision) and other.tokenizer is not None:
+            if (other.ref.base, other.ref.revision) == (
+                ref.base,
+                ref.revision,
+            ) and other.tokenizer is not None:
                 return other.tokenizer
         return backbone.load_tokenizer(ref, trust_remote_code=self.trust_remote_code)
 
@@ -120,7 +135,9 @@ def as_ref(name: str, reference: Any) -> ModelRef:
     """Returns a model's reference: an id, a path, `package:NAME` or a `ModelRef`."""
     if isinstance(reference, ModelRef):
         if reference.base is None:
-            raise ConfigError(f"model {name!r}: ModelRef needs a base (an id, a path or 'package:NAME')")
+            raise ConfigError(
+                f"model {name!r}: ModelRef needs a base (an id, a path or 'package:NAME')"
+            )
         return reference
     if isinstance(reference, (str, Path)) and str(reference):
         return ModelRef(base=str(reference))
@@ -142,11 +159,15 @@ def member_names(specialists: Any) -> list[str]:
     for name in specialists:
         check_name(name)
         if name == ANCHOR:
-            raise ConfigError("the name 'anchor' belongs to the anchor; give the specialist another name")
+            raise ConfigError(
+                "the name 'anchor' belongs to the anchor; give the specialist another name"
+            )
     folded = [name.casefold() for name in specialists]
     twice = {name for name in specialists if folded.count(name.casefold()) > 1}
     if twice:
-        raise ConfigError(f"specialists' names differ by case only: {', '.join(sorted(twice))}; give each its own name")
+        raise ConfigError(
+            f"specialists' names differ by case only: {', '.join(sorted(twice))}; give each its own name"
+        )
     return [ANCHOR, *specialists]
 
 
@@ -180,7 +201,9 @@ def alignment_of(anchor: Member, member: Member, asked: str) -> str:
             )
     if asked == "span" and (anchor.tokenizer is None or member.tokenizer is None):
         missing = ANCHOR if anchor.tokenizer is None else member.name
-        raise TokenError(f"alignment='span' needs the tokenizer of {missing!r}; pass tokenizers={{{missing!r}: ...}}")
+        raise TokenError(
+            f"alignment='span' needs the tokenizer of {missing!r}; pass tokenizers={{{missing!r}: ...}}"
+        )
     return asked
 
 
@@ -232,7 +255,9 @@ def check_mix(mix: str, kind: str, alignment: Mapping[str, str]) -> None:
             "use mix='anchor'"
         )
     if spans and kind == "moe":
-        raise TokenError(f"kind='moe' mixes states by position, but {', '.join(spans)} has its own tokenizer")
+        raise TokenError(
+            f"kind='moe' mixes states by position, but {', '.join(spans)} has its own tokenizer"
+        )
 
 
 def specialist_layers(config: CouplingConfig, name: str, depth: int) -> list[int]:
@@ -240,7 +265,7 @@ def specialist_layers(config: CouplingConfig, name: str, depth: int) -> list[int
     assert config.site_layers is not None
     anchor_depth = config.num_hidden_layers
     layers = [max(1, row[0] * depth // anchor_depth) for row in config.site_layers]
-    if any(new <= old for old, new in zip(layers, layers[1:], strict=False)):
+    if sorted(set(layers)) != layers:
         raise ModelError(
             f"model {name!r} has {depth} blocks, too few for this ensemble's {len(layers)} sites "
             f"(it would meet twice on one block); couple anew with fewer sites"
@@ -257,7 +282,9 @@ def custom_topology(config: CouplingConfig, name: str, edges: Any) -> str | list
     new = Topology(edges).edges if edges is not None else Topology.unilateral([ANCHOR, name]).edges
     wrong = [edge for edge in new if name not in edge]
     if wrong:
-        raise ConfigError(f"edges for {name!r} must each touch it, got {wrong[0].source!r} -> {wrong[0].target!r}")
+        raise ConfigError(
+            f"edges for {name!r} must each touch it, got {wrong[0].source!r} -> {wrong[0].target!r}"
+        )
     merged = Topology([*present, *new])
     merged.check(names)
     return [list(edge) for edge in merged.edges]

@@ -42,7 +42,11 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     if kind in BLOCKS:
         return model.get_submodule(BLOCKS[kind])  # type: ignore[return-value]
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    lists = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+    ]
     found = [(path, module) for path, module in lists if len(module) == count]
     if len(found) == 1:
         return found[0][1]
@@ -68,7 +72,9 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def tap(model: PreTrainedModel, layers: Mapping[int, int]) -> list[torch.utils.hooks.RemovableHandle]:
+def tap(
+    model: PreTrainedModel, layers: Mapping[int, int]
+) -> list[torch.utils.hooks.RemovableHandle]:
     """Lets a session see and replace the hidden states behind chosen blocks.
 
     Outside a coupled pass the hooks do nothing and change no bit.
@@ -91,7 +97,9 @@ def _hook(site: int) -> Callable[..., Any]:
         hidden = output[0] if isinstance(output, tuple) else output
         if not isinstance(hidden, Tensor) or hidden.dim() != 3:
             shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
-            raise ModelError(f"expected a residual stream of shape (batch, tokens, width), the block gave {shape}")
+            raise ModelError(
+                f"expected a residual stream of shape (batch, tokens, width), the block gave {shape}"
+            )
         new = arrive(site, hidden)
         if new is hidden:
             return None
@@ -111,7 +119,9 @@ def cache_argument(model: PreTrainedModel) -> str:
     for name in ("past_key_values", "cache_params"):
         if name in accepted:
             return name
-    raise ModelError(f"model type {model.config.model_type!r} is not supported: its forward takes no cache")
+    raise ModelError(
+        f"model type {model.config.model_type!r} is not supported: its forward takes no cache"
+    )
 
 
 def share_weights(model: PreTrainedModel) -> PreTrainedModel:
@@ -156,9 +166,16 @@ def load(
         ModelError: the base or adapter is missing or cannot be loaded; the message names the model.
     """
     if ref.base is None:
-        raise ModelError(f"model {name!r} was passed in loaded and has no path or id to load it from")
+        raise ModelError(
+            f"model {name!r} was passed in loaded and has no path or id to load it from"
+        )
     if base is None:
-        options = {"revision": ref.revision, "subfolder": ref.subfolder, "device_map": device_map, **kwargs}
+        options = {
+            "revision": ref.revision,
+            "subfolder": ref.subfolder,
+            "device_map": device_map,
+            **kwargs,
+        }
         options = {key: value for key, value in options.items() if value is not None}
         try:
             base = AutoModelForCausalLM.from_pretrained(
@@ -171,7 +188,9 @@ def load(
         except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
             if isinstance(error, ModelError):
                 raise
-            raise ModelError(f"model {name!r} cannot be loaded from {ref.base!r}: {first_line(error)}") from error
+            raise ModelError(
+                f"model {name!r} cannot be loaded from {ref.base!r}: {first_line(error)}"
+            ) from error
     elif ref.adapter is not None:
         base = share_weights(base)
     return freeze(base if ref.adapter is None else _with_adapter(name, base, ref))
@@ -185,14 +204,15 @@ def _with_adapter(name: str, base: PreTrainedModel, ref: ModelRef) -> PreTrained
             f"model {name!r} has the adapter {ref.adapter!r}, which needs PEFT; run: pip install 'rc-agents[train]'"
         ) from None
     try:
-        config = peft.PeftConfig.from_pretrained(ref.adapter, revision=ref.adapter_revision)
-        base.load_adapter(
-            ref.adapter,
-            adapter_name="default",
-            peft_config=config,
-            revision=ref.adapter_revision,
-            is_trainable=False,
-        )
+        place = locate(str(ref.adapter))
+        config = peft.PeftConfig.from_pretrained(place, revision=ref.adapter_revision)
+        weights = peft.utils.load_peft_weights(place, device="cpu", revision=ref.adapter_revision)
+        peft.inject_adapter_in_model(config, base)
+        result = peft.set_peft_model_state_dict(base, weights)
+        if result.unexpected_keys:
+            raise ValueError(
+                f"it has weights that the base has no place for, such as {result.unexpected_keys[0]!r}"
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
             f"model {name!r}: adapter {ref.adapter!r} does not load onto {ref.base!r}: {first_line(error)}"
@@ -207,7 +227,9 @@ def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> Any | N
     options = {"revision": ref.revision, "subfolder": ref.subfolder}
     options = {key: value for key, value in options.items() if value is not None}
     try:
-        return AutoTokenizer.from_pretrained(locate(ref.base), trust_remote_code=trust_remote_code, **options)
+        return AutoTokenizer.from_pretrained(
+            locate(ref.base), trust_remote_code=trust_remote_code, **options
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -221,12 +243,17 @@ def fingerprint(ref: ModelRef, model: PreTrainedModel | None = None) -> str:
     digest = hashlib.sha256()
     if ref.base is None:
         if model is None:
-            raise ModelError("a model without path or id can only be fingerprinted while it is loaded")
+            raise ModelError(
+                "a model without path or id can only be fingerprinted while it is loaded"
+            )
         return "weights:" + weights_hash(model)
     for part in (ref.base, ref.adapter):
         if part is None:
             continue
-        folder = Path(locate(part))
+        if packaged.is_packaged(part):
+            digest.update(f"{part}@{packaged.fingerprint(part)}".encode())
+            continue
+        folder = Path(part)
         if folder.is_dir():
             _hash_folder(digest, folder / (ref.subfolder or "") if part == ref.base else folder)
         else:
@@ -257,9 +284,13 @@ def weights_hash(model: nn.Module) -> str:
 def check_finite(name: str, model: PreTrainedModel) -> None:
     """Raises `ModelError` when a weight is NaN or infinite, naming the model and the tensor."""
     for path, tensor in model.named_parameters():
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor.detach().sum())):
-            if not bool(torch.isfinite(tensor.detach()).all()):
-                raise ModelError(f"model {name!r} has NaN or infinite weights in {path!r}; load it again or replace it")
+        if not tensor.is_floating_point() or tensor.is_meta:
+            continue
+        values = tensor.detach()
+        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
+            raise ModelError(
+                f"model {name!r} has NaN or infinite weights in {path!r}; load it again or replace it"
+            )
 
 
 def first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
 
-from .alignment import SpanText
+from .alignment import Clock, SpanText
 from .errors import InputError
 from .topology import ANCHOR
 
@@ -22,23 +22,31 @@ class CoupledCache(Cache):
 
     Attributes:
         ids: the anchor's tokens so far, (B, length).
-        histories: source name -> site -> states it showed there so far, (B, slots, width); kept only for sources
-            that a model with another tokenizer reads.
+        histories: source name -> site -> what it showed there at each of the anchor's columns, (B, length, width);
+            kept only where a model with another tokenizer reads or is read.
+        clocks: each row's text by the anchor's columns; empty without such models.
         texts: for each model with its own tokenizer, its running tokenization.
         seen: for each model, how many of the anchor's columns it has taken in.
+        busy: whether a pass is writing it, or failed while it did.
     """
 
     def __init__(self, caches: Mapping[str, Cache]) -> None:
         self.caches = dict(caches)
         self.ids: Tensor | None = None
         self.histories: dict[str, dict[int, Tensor]] = {}
+        self.clocks: list[Clock] = []
         self.texts: dict[str, SpanText] = {}
         self.seen: dict[str, int] = dict.fromkeys(self.caches, 0)
+        self.busy = False
         super().__init__(layers=[layer for cache in self.caches.values() for layer in cache.layers])
 
     @classmethod
     def wrap(
-        cls, cache: Cache | None, configs: Mapping[str, PreTrainedConfig], growing: Sequence[str] = ()
+        cls,
+        cache: Cache | None,
+        configs: Mapping[str, PreTrainedConfig],
+        growing: Sequence[str] = (),
+        capacity: int | None = None,
     ) -> CoupledCache:
         """Builds the ensemble's cache around the anchor's (or a new one); one that is coupled already stays.
 
@@ -46,16 +54,14 @@ class CoupledCache(Cache):
             cache: the anchor's, or None.
             configs: every model's config by name.
             growing: models with their own tokenizer, whose cache is dynamic and can be cut back.
+            capacity: tokens that a static cache is to hold, where the anchor's cannot tell.
 
         Raises:
-            InputError: no cache, a cache of another ensemble, or one that a single model has filled.
+            InputError: no cache, a cache of another ensemble, one that a single model has filled, or one that a pass
+                is writing or has left half-written.
         """
         if isinstance(cache, cls):
-            if set(cache.caches) != set(configs):
-                raise InputError(
-                    f"past_key_values belongs to an ensemble of {', '.join(cache.caches)}; "
-                    f"this one has {', '.join(configs)}"
-                )
+            cache._check(configs)
             return cache
         if cache is not None and not isinstance(cache, Cache):
             raise InputError(f"past_key_values is a transformers Cache, got {type(cache).__name__}")
@@ -68,10 +74,21 @@ class CoupledCache(Cache):
         caches = {ANCHOR: anchor}
         for name, config in configs.items():
             if name != ANCHOR:
-                caches[name] = _like(None if name in growing else cache, config)
-            if name in growing:
-                caches[name].activate_past_recording()
+                # Models with their own tokenizer bring their own masks, or take another cache when they first run.
+                caches[name] = DynamicCache() if name in growing else _like(cache, config, capacity)
         return cls(caches)
+
+    def _check(self, configs: Mapping[str, PreTrainedConfig]) -> None:
+        if set(self.caches) != set(configs):
+            raise InputError(
+                f"past_key_values belongs to an ensemble of {', '.join(self.caches)}; "
+                f"this one has {', '.join(configs)}; start from an empty cache"
+            )
+        if self.busy:
+            raise InputError(
+                "past_key_values is in use by another call, or was left half-written by one that failed; "
+                "start from an empty cache"
+            )
 
     # What generate() asks of a cache is answered for the anchor's sequence.
 
@@ -120,16 +137,18 @@ class CoupledCache(Cache):
         """Appends the anchor's tokens of a finished pass, (B, T)."""
         self.ids = input_ids if self.ids is None else torch.cat([self.ids, input_ids], dim=1)
 
-    def show(self, source: str, site: int, states: Tensor) -> Tensor:
-        """Appends a source's states at a site and returns all it showed there, (B, slots, width)."""
-        sites = self.histories.setdefault(source, {})
-        sites[site] = states if site not in sites else torch.cat([sites[site], states], dim=1)
-        return sites[site]
+    def shown_before(self, source: str, site: int, states: Tensor | None) -> Tensor | None:
+        """Returns what a source showed at a site, (B, length, width), with its states of this pass behind it.
 
-    def drop_slots(self, source: str, keep: int) -> None:
-        """Forgets what a source showed beyond its first `keep` slots."""
-        for site, states in self.histories.get(source, {}).items():
-            self.histories[source][site] = states[:, :keep]
+        At columns that it missed it showed nothing (zeros). None where nothing tells its width.
+        """
+        parts = [part for part in (self.histories.get(source, {}).get(site), states) if part is not None]
+        if not parts:
+            return None
+        gap = self.length - sum(part.shape[1] for part in parts if part is not states)
+        if gap:
+            parts.insert(len(parts) - (states is not None), parts[0].new_zeros(len(parts[0]), gap, parts[0].shape[2]))
+        return torch.cat(parts, dim=1)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last `-tokens_to_remove` columns of the anchor's sequence from every model.
@@ -137,15 +156,22 @@ class CoupledCache(Cache):
         A model with its own tokenizer follows at the next pass, when the shorter text is tokenized again.
         """
         if tokens_to_remove > 0:
-            raise InputError(f"crop takes minus the number of tokens to remove, got {tokens_to_remove}")
+            raise InputError(
+                f"crop takes minus the number of tokens to remove, got {tokens_to_remove}"
+            )
         length = self.length + tokens_to_remove
         for name, cache in self.caches.items():
-            if name in self.texts:
+            if name in self.texts or not self.seen[name]:
                 continue
             cache.crop(min(0, length - self.seen[name]))
             self.seen[name] = min(self.seen[name], length)
-        if ANCHOR in self.histories:
-            self.drop_slots(ANCHOR, length)
+        for clock in self.clocks:
+            clock.cut(length)
+        for text in self.texts.values():
+            text.cut(self.clocks, length)
+        for sites in self.histories.values():
+            for site, states in sites.items():
+                sites[site] = states[:, :length]
         if self.ids is not None:
             self.ids = self.ids[:, :length]
 
@@ -155,8 +181,10 @@ class CoupledCache(Cache):
             cache.reset()
         self.ids = None
         self.histories.clear()
+        self.clocks.clear()
         self.texts.clear()
         self.seen = dict.fromkeys(self.caches, 0)
+        self.busy = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Puts the rows in the order of `beam_idx`, (B,)."""
@@ -183,23 +211,29 @@ class CoupledCache(Cache):
         for sites in self.histories.values():
             for site, states in sites.items():
                 sites[site] = states[rows.to(states.device)]
+        self.clocks = [self.clocks[row].copy() for row in rows.tolist()] if self.clocks else []
         for text in self.texts.values():
             text.select(rows.tolist())
 
 
 def _filled(cache: Cache) -> bool:
-    return any(getattr(layer, "is_initialized", False) and _length(layer) > 0 for layer in cache.layers) or any(
-        any(getattr(layer, "has_previous_state", {}).values()) for layer in cache.layers
-    )
+    return any(
+        getattr(layer, "is_initialized", False) and _length(layer) > 0 for layer in cache.layers
+    ) or any(any(getattr(layer, "has_previous_state", {}).values()) for layer in cache.layers)
 
 
 def _length(layer: Any) -> int:
     return int(layer.get_seq_length()) if hasattr(layer, "get_seq_length") else 0
 
 
-def _like(cache: Cache | None, config: PreTrainedConfig) -> Cache:
+def _like(cache: Cache | None, config: PreTrainedConfig, capacity: int | None = None) -> Cache:
     """A new cache for a model, of the same kind as the anchor's."""
-    text = config.get_text_config(decoder=True)
-    if isinstance(cache, StaticCache):
-        return StaticCache(config=text, max_cache_len=cache.get_max_length())
-    return DynamicCache(config=text, offloading=bool(cache is not None and cache.offloading))
+    text, offloading = config.get_text_config(decoder=True), cache is not None and cache.offloading
+    if not isinstance(cache, StaticCache):
+        return DynamicCache(config=text, offloading=offloading)
+    length = cache.get_max_length()  # -1 where all of the anchor's layers are recurrent
+    return StaticCache(
+        config=text,
+        max_cache_len=capacity or length if length < 0 else length,
+        offloading=offloading,
+    )

@@ -75,10 +75,16 @@ class BridgeConfig:
     def __post_init__(self) -> None:
         for field in ("kind", "gate", "gate_reads", "start"):
             check_choice(field, getattr(self, field))
-        if self.kind == "low_rank" and (isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1):
-            raise ConfigError(f"kind='low_rank' needs a rank, an integer of at least 1; got rank={self.rank!r}")
+        if self.kind == "low_rank" and (
+            isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1
+        ):
+            raise ConfigError(
+                f"kind='low_rank' needs a rank, an integer of at least 1; got rank={self.rank!r}"
+            )
         if self.kind != "low_rank" and self.rank is not None:
-            raise ConfigError(f"rank={self.rank} has no meaning for kind={self.kind!r}; only 'low_rank' takes a rank")
+            raise ConfigError(
+                f"rank={self.rank} has no meaning for kind={self.kind!r}; only 'low_rank' takes a rank"
+            )
         if isinstance(self.gate_init, bool) or not isinstance(self.gate_init, (int, float)):
             raise ConfigError(f"gate_init is a number, got {self.gate_init!r}")
         if self.start == "identity" and self.kind != "linear":
@@ -96,7 +102,9 @@ class BridgeConfig:
             return cls(kind=value)  # type: ignore[arg-type]
         if isinstance(value, dict):
             return from_fields(cls, value)
-        raise ConfigError(f"bridge is a BridgeConfig, a kind's name or a dict, got {type(value).__name__}")
+        raise ConfigError(
+            f"bridge is a BridgeConfig, a kind's name or a dict, got {type(value).__name__}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain data."""
@@ -127,7 +135,9 @@ class ModelRef:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and not isinstance(value, str):
-                raise ConfigError(f"ModelRef.{field.name} is a string, got {type(value).__name__}: {value!r}")
+                raise ConfigError(
+                    f"ModelRef.{field.name} is a string, got {type(value).__name__}: {value!r}"
+                )
 
     def __str__(self) -> str:
         return f"{self.base} + {self.adapter}" if self.adapter else str(self.base)
@@ -202,7 +212,14 @@ class CouplingConfig(PreTrainedConfig):
         """The form of the bridges."""
         return BridgeConfig.of(self.bridge)
 
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+    @property
+    def span_names(self) -> list[str]:
+        """The specialists that read the text in tokens of their own."""
+        return [name for name, how in (self.alignment or {}).items() if how == "span"]
+
+    def get_text_config(
+        self, decoder: bool | None = None, encoder: bool | None = None
+    ) -> PreTrainedConfig:
         """Returns the anchor's text config, so that callers see the ensemble as the anchor."""
         if not self.model_configs or ANCHOR not in self.model_configs:
             return self
@@ -227,7 +244,9 @@ class CouplingConfig(PreTrainedConfig):
         """Returns plain data, the models' own configs included."""
         output = super().to_dict()
         output["model_configs"] = {
-            name: value if isinstance(value, dict) else {**value.to_dict(), "model_type": value.model_type}
+            name: value
+            if isinstance(value, dict)
+            else {**value.to_dict(), "model_type": value.model_type}
             for name, value in (self.model_configs or {}).items()
         }
         return output
@@ -260,7 +279,9 @@ class CouplingConfig(PreTrainedConfig):
             )
         return {
             "topology": "multi_bilateral",
-            "bridge": BridgeConfig(start="default", gate="scalar", gate_init=-2.0, normalize_source=False),
+            "bridge": BridgeConfig(
+                start="default", gate="scalar", gate_init=-2.0, normalize_source=False
+            ),
             "sites": sites[form][num_anchor_layers],
             "alignment": "clamp",
             "mix": "sigmoid" if form == "two_models" else "anchor",

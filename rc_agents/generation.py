@@ -50,8 +50,8 @@ class CoupledGeneration(GenerationMixin):
         self._refuse(ids, kwargs)
         if specialists is not None or strength is not None:
             assert isinstance(ids, Tensor)
-            weights = selection.edge_strengths(self.edges, self.names, ids.shape[0], specialists, strength)
-            kwargs["edge_strength"] = None if weights is None else weights.to(ids.device)
+            choice = selection.choose(self.edges, self.names, ids.shape[0], specialists, strength)
+            kwargs["edge_strength"], kwargs["presence"] = choice.strength, choice.presence
         token = _SEEDED.set(None if seed is None else (seed, ids, []))
         try:
             output = super().generate(inputs, *args, **kwargs)
@@ -61,11 +61,27 @@ class CoupledGeneration(GenerationMixin):
 
     def _refuse(self, ids: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("inputs_embeds") is not None:
-            raise InputError("inputs_embeds is refused: every model embeds the text itself; pass input_ids")
+            raise InputError(
+                "inputs_embeds is refused: every model embeds the text itself; pass input_ids"
+            )
         if not isinstance(ids, Tensor):
-            raise InputError(f"generate needs input_ids, a tensor of shape (batch, tokens), got {type(ids).__name__}")
+            raise InputError(
+                f"generate needs input_ids, a tensor of shape (batch, tokens), got {type(ids).__name__}"
+            )
         if ids.dim() != 2 or 0 in ids.shape:
-            raise InputError(f"the prompt is empty or no matrix, shape {tuple(ids.shape)}; pass at least one token a row")
+            raise InputError(
+                f"the prompt is empty or no matrix, shape {tuple(ids.shape)}; pass at least one token a row"
+            )
+        if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens"):
+            self._refuse_assistance()
+
+    def _refuse_assistance(self) -> None:
+        for name, model in self.models.items():
+            if getattr(model, "_is_stateful", False):
+                raise InputError(
+                    f"assisted generation rolls caches back, which model {name!r} ({model.config.model_type}) cannot; "
+                    "leave out assistant_model and prompt_lookup_num_tokens"
+                )
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: paged attention would bypass the exchange."""
@@ -77,34 +93,49 @@ class CoupledGeneration(GenerationMixin):
     continuous_batching_context_manager = generate_batch
 
     @staticmethod
-    def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    def create_masks_for_generate(
+        attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor | None:
         """Keeps the 2-D mask: every model makes its own from it."""
         return attention_mask
 
     def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
     ) -> None:
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
         cache = model_kwargs.get("past_key_values")
         if isinstance(cache, Cache):
             configs = {name: model.config for name, model in self.models.items()}
-            wrapped = CoupledCache.wrap(cache, configs, growing=self._span_names)
+            growing = self.config.span_names
+            wrapped = CoupledCache.wrap(cache, configs, growing, max_cache_length)
             if getattr(cache, "_is_user_defined", False):
                 wrapped._is_user_defined = True
             if getattr(generation_config, "is_assistant", False):
                 wrapped.activate_past_recording()
             model_kwargs["past_key_values"] = wrapped
 
-    def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+    def _get_logits_processor(
+        self, generation_config: Any, *args: Any, **kwargs: Any
+    ) -> LogitsProcessorList:
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
         seeded = _SEEDED.get()
         if seeded is None or not generation_config.do_sample:
             return processors
         if generation_config.num_beams > 1:
-            raise InputError("seed cannot make beam sampling its own; use num_beams=1 or do_sample=False")
+            raise InputError(
+                "seed cannot make beam sampling its own; use num_beams=1 or do_sample=False"
+            )
         seed, ids, made = seeded
         seeds = row_seeds(seed, ids.shape[0], generation_config.num_return_sequences or 1)
-        made.append(SeededSampling(seeds, ids.shape[1]))
+        keep = bool(generation_config.output_scores)
+        made.append(SeededSampling(seeds, ids.shape[1], keep_scores=keep))
         processors.append(made[-1])
         return processors
 

@@ -44,7 +44,9 @@ def add(
         loader.dtype = ensemble.dtype
     member = loader.add(name, reference)
     how = alignment_of(ensemble.members[ANCHOR], member, alignment)
-    check_mix(ensemble.mixer.kind, config.bridge_config.kind, {**(config.alignment or {}), name: how})
+    check_mix(
+        ensemble.mixer.kind, config.bridge_config.kind, {**(config.alignment or {}), name: how}
+    )
     if config.bridge_config.kind == "moe":
         check_widths({n: backbone.stream_width(m.model) for n, m in loader.members.items()})
     layers = specialist_layers(config, name, backbone.num_blocks(member.model))
@@ -52,7 +54,9 @@ def add(
     saved = (config.names, config.topology, config.site_layers)
     config.names = names
     config.topology = topology
-    config.site_layers = [[*row, layer] for row, layer in zip(config.site_layers or [], layers, strict=True)]
+    config.site_layers = [
+        [*row, layer] for row, layer in zip(config.site_layers or [], layers, strict=True)
+    ]
     new = [edge for edge in ensemble.edges if edge not in before]
     ensemble.members[name] = member
     setattr(ensemble, f"lm_{name}", member.model)
@@ -110,9 +114,15 @@ def remove(ensemble: CoupledForCausalLM, name: str) -> None:
     config.names = ensemble.names
     config.site_layers = [[*row[:column], *row[column + 1 :]] for row in config.site_layers or []]
     for field in ("models", "model_configs", "alignment", "fingerprints"):
-        setattr(config, field, {key: value for key, value in (getattr(config, field) or {}).items() if key != name})
+        setattr(
+            config,
+            field,
+            {key: value for key, value in (getattr(config, field) or {}).items() if key != name},
+        )
     keys = {edge.key for edge in gone}
-    config.history = {key: value for key, value in (config.history or {}).items() if key not in keys}
+    config.history = {
+        key: value for key, value in (config.history or {}).items() if key not in keys
+    }
     ensemble.mixer.remove(name)
     for router in ensemble.routers:
         del router.rows[name]

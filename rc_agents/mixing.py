@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,9 @@ class OutputMixer(nn.Module):
         super().__init__()
         self.kind = kind
         if kind == "sigmoid" and len(names) != 2:
-            raise ConfigError(f"mix='sigmoid' is the published two-model form, got {len(names)} models; use 'learned'")
+            raise ConfigError(
+                f"mix='sigmoid' is the published two-model form, got {len(names)} models; use 'learned'"
+            )
         if kind == "learned":
             self.values = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
         elif kind == "sigmoid":
@@ -33,7 +37,9 @@ class OutputMixer(nn.Module):
     def add(self, name: str) -> None:
         """Makes room for another model."""
         if self.kind == "sigmoid":
-            raise ConfigError("mix='sigmoid' is the published two-model form and takes no third model")
+            raise ConfigError(
+                "mix='sigmoid' is the published two-model form and takes no third model"
+            )
         if self.kind == "learned":
             self.values[name] = nn.Parameter(torch.zeros(()))
 
@@ -44,23 +50,35 @@ class OutputMixer(nn.Module):
         elif self.kind == "learned":
             del self.values[name]
 
-    def weights(self, names: list[str]) -> Tensor:
-        """Returns the weights of `names`, shape (n,), summing to one."""
-        if self.kind == "learned":
-            return torch.stack([self.values[name] for name in names]).softmax(0)
-        if self.kind == "sigmoid" and len(names) == 2:
-            m = torch.sigmoid(self.value)
-            return torch.stack([m, 1 - m])
-        return torch.full((len(names),), 1 / len(names))
+    def weights(self, names: list[str], presence: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Returns the weights of `names`, shape (n,), summing to one; (n, B) where rows differ.
 
-    def forward(self, logits: dict[str, Tensor]) -> Tensor:
+        Args:
+            names: the models at hand.
+            presence: whether each takes part in each row, (B,) by name; None where all do.
+        """
+        if self.kind == "learned":
+            values = torch.stack([self.values[name] for name in names])
+        elif self.kind == "sigmoid" and len(names) == 2:
+            values = torch.stack([nn.functional.logsigmoid(v) for v in (self.value, -self.value)])
+        else:
+            values = torch.zeros(len(names))
+        if presence is None:
+            return values.softmax(0)
+        on = torch.stack([presence[name].to(values.device) for name in names])  # (n, B)
+        return values[:, None].masked_fill(~on, -torch.inf).softmax(0)
+
+    def forward(
+        self, logits: dict[str, Tensor], presence: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Mixes logits by name, each (B, T, V_i) at the same positions; the anchor's come first."""
         anchor = next(iter(logits.values()))
         if self.kind == "anchor" or len(logits) == 1:
             return anchor
         width = max(part.shape[-1] for part in logits.values())
         fused = torch.zeros((), device=anchor.device)
-        for weight, part in zip(self.weights(list(logits)), logits.values(), strict=True):
+        weights = self.weights(list(logits), presence).reshape(len(logits), -1, 1, 1)
+        for weight, part in zip(weights, logits.values(), strict=True):
             padded = nn.functional.pad(part, (0, width - part.shape[-1]), value=FILL)
             fused = fused + weight.to(anchor.device) * padded.to(anchor.device)
         return fused.to(anchor.dtype)

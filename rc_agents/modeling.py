@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,9 +22,8 @@ from .bridges import Bridge, Router
 from .cache import CoupledCache
 from .config import BridgeConfig, CouplingConfig
 from .errors import ConfigError, InputError
-from .execution import SCHEDULES, Stream
-from .execution.exchange import Exchange, RoutedExchange, keep
-from .execution.span import SpanPlan, plan
+from .execution import SCHEDULES, CoupledPass, inputs
+from .execution.span import Reader
 from .generation import CoupledGeneration
 from .mixing import OutputMixer
 from .topology import ANCHOR, Edge, Topology
@@ -36,10 +36,13 @@ class CoupledOutput(CausalLMOutputWithPast):
     Attributes:
         steered_logits: name -> (B, T_i, V_i).
         steered_input_ids: name -> (B, T_i), the tokens those logits follow, in the model's own vocabulary.
+        steered_attention_mask: name -> (B, T_i), 1 for real tokens; rows of a model with its own tokenizer are
+            padded on the right.
     """
 
     steered_logits: dict[str, Tensor] | None = None
     steered_input_ids: dict[str, Tensor] | None = None
+    steered_attention_mask: dict[str, Tensor] | None = None
 
 
 class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
@@ -67,7 +70,9 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CouplingConfig, members: Mapping[str, Member] | None = None) -> None:
         if members is None:
-            raise ConfigError("an ensemble is built with rc_agents.couple(...) or from_pretrained(...), not from a config")
+            raise ConfigError(
+                "an ensemble is built with rc_agents.couple(...) or from_pretrained(...), not from a config"
+            )
         super().__init__(config)
         self.members = dict(members)
         self._handles: dict[str, list[Any]] = {}
@@ -156,7 +161,9 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Refused: base weights never change."""
-        raise InputError("the bases are frozen: the ensemble's embeddings cannot be replaced or resized")
+        raise InputError(
+            "the bases are frozen: the ensemble's embeddings cannot be replaced or resized"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -185,7 +192,9 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
         """Prints how many parameters train, and their share of all."""
         trained = sum(parameter.numel() for _, parameter in self.trainable_parameters())
         total = sum(parameter.numel() for parameter in self.parameters())
-        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
+        print(
+            f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
+        )
 
     # Choosing who speaks.
 
@@ -215,6 +224,7 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
         specialists: Any = None,
         strength: Any = None,
         edge_strength: Tensor | None = None,
+        presence: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CoupledOutput:
@@ -231,249 +241,109 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
             output_steered: also return every model's own logits under coupling.
             specialists: names that take part, or one list of names a row; None for all.
             strength: factor on every bridge's update: a number, a dict by specialist, or one a row.
-            edge_strength: the same as a tensor, (B, E) in the order of `edges`.
+            edge_strength, presence: the same as tensors, (B, E) in the order of `edges` and (B, N) in that of `names`,
+                as `generate` passes them on.
 
         Raises:
             InputError: inputs that cannot work; ModelRunError: a model or a bridge failed.
         """
-        ids = self._check_inputs(input_ids, attention_mask, inputs_embeds, kwargs)
-        if edge_strength is None:
-            edge_strength = selection.edge_strengths(self.edges, self.names, ids.shape[0], specialists, strength)
+        ids = inputs.check_ids(input_ids, inputs_embeds, self.config.vocab_size)
+        inputs.check_known(kwargs, inspect.signature(self.forward).parameters)
+        choice = selection.Choice(self.edges, self.names, edge_strength, presence)
+        if specialists is not None or strength is not None:
+            choice = selection.choose(self.edges, self.names, ids.shape[0], specialists, strength)
         if use_cache is None:
             use_cache = past_key_values is not None
-        memory = self._memory(past_key_values, use_cache)
-        length = memory.length if use_cache else 0
-        mask = self._check_mask(attention_mask, ids, length)
-        if position_ids is None and mask is not None and attention_mask is not None:
-            position_ids = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        active, factors = self._active_edges(edge_strength)
-        running = self._running(active, output_steered)
-        spans = self._plan(memory, active, running, ids, mask)
-        self._check_context(length + ids.shape[1], spans)
-        self._catch_up(memory, running, mask, use_cache)
-        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        streams = []
-        for name in running:
-            if name in self._span_names and name not in spans.steps:
-                continue
-            arguments = self._arguments(name, ids, mask, position_ids, spans, memory if use_cache else None)
-            if name == ANCHOR:
-                arguments |= {key: value for key, value in asked.items() if value is not None}
-            wanted = logits_to_keep if name == ANCHOR or self._needs_logits(output_steered) else 1
-            streams.append(self._stream(name, arguments, wanted))
-        meet = self._exchange(active, factors, spans, memory)
-        outputs = SCHEDULES[self.config.schedule](streams, len(self.sites), meet)
-        if use_cache:
-            memory.remember(ids)
-            for name in (n for n in running if n not in self._span_names):
-                memory.seen[name] = length + ids.shape[1]
-        return self._collect(outputs, labels, memory if use_cache else None, output_steered, ids, spans, kwargs)
-
-    # Steps of the pass.
-
-    def _check_inputs(self, input_ids: Any, mask: Any, embeds: Any, kwargs: dict[str, Any]) -> Tensor:
-        if embeds is not None:
-            raise InputError("inputs_embeds is refused: every model embeds the text itself; pass input_ids")
-        if not isinstance(input_ids, Tensor):
-            raise InputError(f"input_ids is a tensor of shape (batch, tokens), got {type(input_ids).__name__}")
-        if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-            raise InputError(
-                f"input_ids is an integer tensor of shape (batch, tokens), got {input_ids.dtype} of shape "
-                f"{tuple(input_ids.shape)}"
-            )
-        if input_ids.shape[1] == 0 or input_ids.shape[0] == 0:
-            raise InputError(f"input_ids is empty, shape {tuple(input_ids.shape)}; pass at least one token")
-        size = self.config.vocab_size
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= size:
-            raise InputError(f"input_ids holds {low if low < 0 else high}, outside the anchor's vocabulary 0..{size - 1}")
-        unknown = set(kwargs) - {"num_items_in_batch", "cache_position", "is_first_iteration", "next_sequence_length"}
-        if unknown:
-            raise InputError(f"forward got unknown arguments: {', '.join(sorted(unknown))}")
-        return input_ids
-
-    def _check_mask(self, mask: Any, ids: Tensor, length: int) -> Tensor | None:
-        if mask is None:
-            return torch.ones(ids.shape[0], length + ids.shape[1], dtype=torch.long) if self._span_names else None
-        if not isinstance(mask, Tensor) or mask.dim() != 2:
-            raise InputError("attention_mask is a 2-D tensor of ones and zeros, one column a token")
-        if tuple(mask.shape) == (ids.shape[0], ids.shape[1]) and length:
-            raise InputError(
-                f"attention_mask covers {mask.shape[1]} tokens, but {length} lie in the cache; "
-                f"pass a mask of {length + ids.shape[1]} columns"
-            )
-        if tuple(mask.shape) != (ids.shape[0], length + ids.shape[1]):
-            raise InputError(
-                f"attention_mask has shape {tuple(mask.shape)}, expected {(ids.shape[0], length + ids.shape[1])}"
-            )
-        return mask
-
-    def _check_context(self, length: int, spans: SpanPlan) -> None:
-        """Refuses a text that is longer than one of the models was made for, in that model's own tokens."""
-        for name, model in self.models.items():
-            limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-            count = int(spans.steps[name].position_ids.max()) + 1 if name in spans.steps else length
-            if name in self._span_names and name not in spans.steps:
-                continue
-            if isinstance(limit, int) and limit > 0 and count > limit:
-                raise InputError(f"the text has {count} tokens for model {name!r}, which takes at most {limit}")
-
-    @property
-    def _span_names(self) -> list[str]:
-        return [name for name, how in (self.config.alignment or {}).items() if how == "span"]
+        asked = {
+            "output_hidden_states": output_hidden_states,
+            "output_attentions": output_attentions,
+        }
+        step = CoupledPass(
+            self,
+            ids,
+            attention_mask,
+            position_ids,
+            self._memory(past_key_values, use_cache),
+            use_cache,
+            choice,
+            logits_to_keep,
+            output_steered,
+            {key: value for key, value in asked.items() if value is not None},
+        )
+        outputs = step.run(SCHEDULES[self.config.schedule])
+        return self._output(step, outputs, labels, kwargs)
 
     def _memory(self, cache: Cache | None, use_cache: bool) -> CoupledCache:
         if not use_cache:
             return CoupledCache({})
         configs = {name: model.config for name, model in self.models.items()}
-        return CoupledCache.wrap(cache, configs, growing=self._span_names)
+        return CoupledCache.wrap(cache, configs, growing=self.config.span_names)
 
-    def _active_edges(self, edge_strength: Tensor | None) -> tuple[list[Edge], dict[Edge, Tensor]]:
-        """Returns the edges that some row uses, and the factors of those that are not one everywhere."""
-        off = selection.cut_names(self)
-        active = [edge for edge in self.edges if not off.intersection(edge)]
-        if edge_strength is None:
-            return active, {}
-        columns = {edge: edge_strength[:, self.edges.index(edge)] for edge in active}
-        active = [edge for edge in active if bool(columns[edge].any())]
-        return active, {edge: columns[edge] for edge in active if bool((columns[edge] != 1).any())}
-
-    def _needs_logits(self, output_steered: bool) -> bool:
-        return output_steered or self.mixer.kind != "anchor"
-
-    def _running(self, active: Sequence[Edge], output_steered: bool) -> list[str]:
-        """Returns the models that run: those whose states can reach an output."""
-        off = selection.cut_names(self)
-        present = [name for name in self.names if name not in off]
-        if self._needs_logits(output_steered) or len(self.routers):
-            return self.names if output_steered else present
-        needed = {ANCHOR}
-        while more := {edge.source for edge in active if edge.target in needed} - needed:
-            needed |= more
-        return [name for name in self.names if name in needed]
-
-    def _token_bytes(self) -> dict[str, TokenBytes]:
-        """Returns the byte tables of the anchor's and every span model's tokenizer, made once."""
-        tables: dict[str, TokenBytes] = self.__dict__.setdefault("_tables", {})
-        for name in (ANCHOR, *self._span_names):
-            if name not in tables:
-                tables[name] = TokenBytes(self.tokenizers[name], name)
-        return tables
-
-    def _plan(
-        self, memory: CoupledCache, active: Sequence[Edge], running: Sequence[str], ids: Tensor, mask: Tensor | None
-    ) -> SpanPlan:
-        names = [name for name in running if name in self._span_names]
-        if not names:
-            return SpanPlan()
-        assert mask is not None
-        whole = ids if memory.ids is None else torch.cat([memory.ids, ids], dim=1)
-        edges = [edge for edge in active if any(end in names for end in edge)]
-        return plan(memory, {n: self.models[n] for n in names}, self._token_bytes(), edges, whole.cpu(), mask.cpu())
-
-    def _catch_up(self, memory: CoupledCache, running: Sequence[str], mask: Tensor | None, use_cache: bool) -> None:
-        """Shows a model that was cut out of earlier steps the tokens it missed, uncoupled as they were."""
-        if not use_cache or memory.ids is None:
-            return
-        for name in running:
-            start = memory.seen[name]
-            if name in self._span_names or start == memory.length:
-                continue
-            missed = memory.ids[:, start : memory.length]
-            part = None if mask is None else mask[:, : memory.length]
-            position_ids = None if part is None else (part.long().cumsum(-1) - 1).clamp(min=0)[:, start:]
-            arguments = self._arguments(name, missed, part, position_ids, SpanPlan(), memory)
-            self._stream(name, arguments, 1).run()
-            memory.seen[name] = memory.length
-
-    def _arguments(
+    def _output(
         self,
-        name: str,
-        ids: Tensor,
-        mask: Tensor | None,
-        position_ids: Tensor | None,
-        spans: SpanPlan,
-        memory: CoupledCache | None,
-    ) -> dict[str, Any]:
-        """Returns what one model's forward is called with, on its own device."""
-        model = self.models[name]
-        if name in spans.steps:
-            step = spans.steps[name]
-            ids, mask, position_ids = step.input_ids, step.attention_mask, step.position_ids
-        elif (self.config.alignment or {}).get(name) == "clamp":
-            ids = ids.clamp(max=model.config.get_text_config(decoder=True).vocab_size - 1)
-        arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": memory is not None}
-        if position_ids is not None and "position_ids" in backbone.accepted_arguments(model):
-            arguments["position_ids"] = position_ids
-        if memory is not None:
-            arguments[backbone.cache_argument(model)] = memory.caches[name]
-        device = placement.input_device(model)
-        return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in arguments.items()}
-
-    def _stream(self, name: str, arguments: dict[str, Any], logits_to_keep: int | Tensor) -> Stream:
-        model = self.models[name]
-        trims = "logits_to_keep" in backbone.accepted_arguments(model)
-        extra = {"logits_to_keep": logits_to_keep} if trims else {}
-
-        def run() -> Any:
-            output = model(**arguments, **extra, return_dict=True)
-            if not trims and isinstance(logits_to_keep, int) and logits_to_keep:
-                output.logits = output.logits[:, -logits_to_keep:]
-            return output
-
-        return Stream(name, run)
-
-    def _exchange(
-        self, active: Sequence[Edge], factors: dict[Edge, Tensor], spans: SpanPlan, memory: CoupledCache
-    ) -> Any:
-        if len(self.routers):
-            off = selection.cut_names(self)
-            return RoutedExchange(lambda site: self.routers[site], [n for n in self.names if n not in off])
-        if not active:
-            return keep
-        return Exchange(active, self.bridge, factors, spans.reads, memory)
-
-    def _collect(
-        self,
+        step: CoupledPass,
         outputs: dict[str, Any],
         labels: Tensor | None,
-        memory: CoupledCache | None,
-        output_steered: bool,
-        ids: Tensor,
-        spans: SpanPlan,
         kwargs: dict[str, Any],
     ) -> CoupledOutput:
         anchor = outputs[ANCHOR]
-        off = selection.cut_names(self)
-        mixed = {name: outputs[name].logits for name in self.names if name in outputs and name not in off}
-        logits = anchor.logits if self.mixer.kind == "anchor" else self.mixer(mixed)
+        logits = anchor.logits
+        if self.mixer.kind != "anchor":
+            mixed = {name: outputs[name].logits for name in step.mixed}
+            logits = self.mixer(mixed, step.choice.present())
         loss = None
         if labels is not None:
-            extra = {key: kwargs[key] for key in ("num_items_in_batch",) if kwargs.get(key) is not None}
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **extra)
-        steered = steered_ids = None
-        if output_steered:
-            steered = {name: output.logits for name, output in outputs.items()}
-            steered_ids = {name: spans.steps[name].input_ids if name in spans.steps else ids for name in outputs}
+            count = kwargs.get("num_items_in_batch")
+            extra = {} if count is None else {"num_items_in_batch": count}
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=logits.shape[-1], **extra
+            )
+        steered = steered_ids = steered_mask = None
+        if step.output_steered:
+            steered, steered_ids, steered_mask = step.steered(outputs)
         return CoupledOutput(
             loss=loss,
             logits=logits,
-            past_key_values=memory,
+            past_key_values=step.memory if step.use_cache else None,
             hidden_states=anchor.get("hidden_states"),
             attentions=anchor.get("attentions"),
             steered_logits=steered,
             steered_input_ids=steered_ids,
+            steered_attention_mask=steered_mask,
         )
 
+    def anchor_bytes(self) -> TokenBytes:
+        """Returns what the anchor's tokens spell, made once."""
+        made = self.__dict__.setdefault("_tables", {})
+        if ANCHOR not in made:
+            made[ANCHOR] = TokenBytes(self.tokenizer, ANCHOR)
+        return made[ANCHOR]
+
+    def reader(self, name: str) -> Reader:
+        """Returns how a model with its own tokenizer reads along, made once."""
+        made = self.__dict__.setdefault("_tables", {})
+        if name not in made:
+            made[name] = Reader.of(name, self.models[name], self.tokenizers[name])
+        return made[name]
+
     def decode_steered(self, output: CoupledOutput) -> dict[str, list[str]]:
-        """Returns each model's greedy next token behind every row, as text of its own vocabulary."""
-        if output.steered_logits is None:
-            raise InputError("the output has no steered logits; call the model with output_steered=True")
+        """Returns each model's greedy next token behind every row, as text of its own vocabulary.
+
+        Empty where a model with its own tokenizer had no new token in that row.
+        """
+        if output.steered_logits is None or output.steered_attention_mask is None:
+            raise InputError(
+                "the output has no steered logits; call the model with output_steered=True"
+            )
         texts = {}
         for name, logits in output.steered_logits.items():
             if self.tokenizers[name] is None:
                 raise InputError(f"model {name!r} has no tokenizer to decode with")
-            texts[name] = self.tokenizers[name].batch_decode(logits[:, -1:].argmax(-1))
+            real = output.steered_attention_mask[name].to(logits.device)  # (B, T)
+            last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(1) - 1
+            found = logits[torch.arange(len(last)), last.clamp(min=0)].argmax(-1)
+            chosen = self.tokenizers[name].batch_decode(found[:, None])
+            texts[name] = [text if at >= 0 else "" for text, at in zip(chosen, last, strict=True)]
         return texts
 
     # Members come and go; checkpoints. The work is done in `membership` and `checkpoint`.
@@ -501,7 +371,9 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
             tokenizer: for a loaded model without one of its own.
             device_map, dtype: for this model.
         """
-        membership.add(self, name, reference, bridges, edges, alignment, tokenizer, device_map, dtype)
+        membership.add(
+            self, name, reference, bridges, edges, alignment, tokenizer, device_map, dtype
+        )
 
     def remove_specialist(self, name: str) -> None:
         """Removes a frozen model with its bridges; in reverse order of addition this restores the earlier state."""
@@ -510,10 +382,16 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
     def base_fingerprint(self, name: str | None = None) -> Any:
         """Returns the hash of a base's weights as they are in memory, or of every model's by name."""
         if name is not None:
-            return backbone.weights_hash(self.models[selection.check_names([name], self.names)[0] if name != ANCHOR else name])
+            return backbone.weights_hash(
+                self.models[
+                    selection.check_names([name], self.names)[0] if name != ANCHOR else name
+                ]
+            )
         return {each: backbone.weights_hash(model) for each, model in self.models.items()}
 
-    def save_pretrained(self, save_directory: str | Path, *, include_bases: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, *, include_bases: bool = False, **kwargs: Any
+    ) -> None:
         """Saves bridges, config, generation config, the anchor's tokenizer and a model card; no base weights.
 
         Args:
@@ -578,7 +456,9 @@ def couple(
     names = member_names(specialists)
     for key in tokenizers or {}:
         if key not in names:
-            raise ConfigError(f"tokenizers names an unknown model {key!r}; known: {', '.join(names)}")
+            raise ConfigError(
+                f"tokenizers names an unknown model {key!r}; known: {', '.join(names)}"
+            )
     loader = Loader(names, device_map, dtype, tokenizers or {}, trust_remote_code)
     for name, reference in {ANCHOR: anchor, **(specialists or {})}.items():
         loader.add(name, reference)

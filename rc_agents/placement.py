@@ -28,7 +28,9 @@ def device_map_of(name: str, device_map: Any, names: Sequence[str]) -> Any:
         return device_map
     for key in device_map:
         if key not in names:
-            raise ConfigError(f"device_map names an unknown model {key!r}; {nearest(str(key), names)}")
+            raise ConfigError(
+                f"device_map names an unknown model {key!r}; {nearest(str(key), names)}"
+            )
     return device_map.get(name)
 
 
@@ -37,14 +39,20 @@ def dtype_of(name: str, dtype: Any, names: Sequence[str]) -> Any:
     if isinstance(dtype, dict):
         for key in dtype:
             if key not in names:
-                raise ConfigError(f"dtype names an unknown model {key!r}; {nearest(str(key), names)}")
+                raise ConfigError(
+                    f"dtype names an unknown model {key!r}; {nearest(str(key), names)}"
+                )
         dtype = dtype.get(name)
     if isinstance(dtype, str) and dtype != "auto":
         known = getattr(torch, dtype, None)
         if not isinstance(known, torch.dtype) or not known.is_floating_point:
-            raise ConfigError(f"dtype {dtype!r} is unknown; {nearest(dtype, ('float32', 'bfloat16', 'float16'))}")
+            raise ConfigError(
+                f"dtype {dtype!r} is unknown; {nearest(dtype, ('float32', 'bfloat16', 'float16'))}"
+            )
     elif dtype is not None and not isinstance(dtype, (str, torch.dtype)):
-        raise ConfigError(f"dtype is a torch.dtype or its name, got {type(dtype).__name__}: {dtype!r}")
+        raise ConfigError(
+            f"dtype is a torch.dtype or its name, got {type(dtype).__name__}: {dtype!r}"
+        )
     return dtype
 
 

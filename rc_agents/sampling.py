@@ -20,20 +20,29 @@ class SeededSampling(LogitsProcessor):
     Args:
         seeds: one a row.
         prompt_length: columns of the prompt.
+        keep_scores: keep what came in at every step in `scores`, (B, V) each, for `output_scores`.
     """
 
-    def __init__(self, seeds: Sequence[int], prompt_length: int) -> None:
+    def __init__(
+        self, seeds: Sequence[int], prompt_length: int, *, keep_scores: bool = False
+    ) -> None:
         self.seeds = list(seeds)
         self.prompt_length = prompt_length
+        self.keep_scores = keep_scores
         self.scores: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, T) tokens so far and (B, V) scores -> scores in which one token a row is left."""
-        self.scores.append(scores)
+        if self.keep_scores:
+            self.scores.append(scores)
         step = input_ids.shape[1] - self.prompt_length
-        draws = torch.tensor([_uniform(seed, step) for seed in self.seeds], dtype=torch.float64, device=scores.device)
+        draws = torch.tensor(
+            [_uniform(seed, step) for seed in self.seeds], dtype=torch.float64, device=scores.device
+        )
         mass = scores.double().softmax(-1).cumsum(-1)  # (B, V)
-        chosen = torch.searchsorted(mass, (draws * mass[:, -1])[:, None], right=True).clamp(max=scores.shape[1] - 1)
+        chosen = torch.searchsorted(mass, (draws * mass[:, -1])[:, None], right=True).clamp(
+            max=scores.shape[1] - 1
+        )
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor
 from .errors import InputError, nearest
 from .topology import ANCHOR, Edge
 
-_CUT: ContextVar[Mapping[int, frozenset[str]]] = ContextVar("rc_agents_cut", default={})
+_CUT: ContextVar[Mapping[int, frozenset[str]]] = ContextVar(
+    "rc_agents_cut", default=MappingProxyType({})
+)
 
 
 @contextmanager
@@ -38,25 +42,66 @@ def check_names(names: Any, known: Sequence[str]) -> list[str]:
         raise InputError(f"specialists is a list of names (or one list a row), got {names!r}")
     for name in names:
         if name not in known:
-            raise InputError(f"unknown specialist {name!r}; {nearest(str(name), [n for n in known if n != ANCHOR])}")
+            raise InputError(
+                f"unknown specialist {name!r}; {nearest(str(name), [n for n in known if n != ANCHOR])}"
+            )
     return [name for name in names if name != ANCHOR]
 
 
-def edge_strengths(
+@dataclass(frozen=True)
+class Choice:
+    """Which specialists take part in each row of a batch, and how loudly each edge speaks.
+
+    Args:
+        edges: all edges of the ensemble.
+        names: all its models.
+        strength: factor of every edge in every row, (B, E); None where all are one.
+        presence: whether each model takes part in each row, (B, N); None where all do.
+    """
+
+    edges: Sequence[Edge]
+    names: Sequence[str]
+    strength: Tensor | None = None
+    presence: Tensor | None = None
+
+    def uses(self, edge: Edge) -> bool:
+        """Whether some row hears this edge."""
+        factor = self.factor(edge)
+        return factor is None or bool(factor.any())
+
+    def factor(self, edge: Edge) -> Tensor | None:
+        """Returns an edge's factor in every row, (B,); None where all are one."""
+        if self.strength is None:
+            return None
+        factor = self.strength[:, self.edges.index(edge)]
+        return None if bool((factor == 1).all()) else factor
+
+    def present(self) -> dict[str, Tensor] | None:
+        """Returns whether each model takes part in each row, (B,) by name; None where all do."""
+        if self.presence is None:
+            return None
+        return dict(zip(self.names, self.presence.bool().unbind(1), strict=True))
+
+    def takes_part(self, name: str) -> bool:
+        """Whether a model takes part in some row."""
+        return self.presence is None or bool(self.presence[:, self.names.index(name)].any())
+
+
+def choose(
     edges: Sequence[Edge],
     names: Sequence[str],
     batch: int,
     specialists: Any = None,
     strength: Any = None,
-) -> Tensor | None:
-    """Returns the factor of every edge in every row, (B, E); None when all are one.
+) -> Choice:
+    """Checks what a call says about who speaks.
 
     Args:
-        edges: all edges of the ensemble.
-        names: all models.
+        edges: all edges of the ensemble; none for a router.
+        names: all models, the anchor first.
         batch: rows, B.
         specialists: None (all), a list of names, or one such list (or None) a row. A specialist that is not chosen has
-            its edges cut in and out.
+            its edges cut in and out, and no say in the mixed output.
         strength: factor of every bridge's update: a number, a dict by specialist (its edges outward), or one of
             either a row.
 
@@ -64,14 +109,26 @@ def edge_strengths(
         InputError: unknown names, wrong counts, or a strength that is no finite number.
     """
     if specialists is None and strength is None:
-        return None
+        return Choice(edges, names)
+    if strength is not None and not edges and len(names) > 1:
+        raise InputError("strength scales bridges, and this ensemble has none; choose specialists=")
     chosen = _per_row(specialists, batch, "specialists", _is_rows_of_names)
-    factors = _per_row(strength, batch, "strength", lambda value: isinstance(value, (list, tuple, Tensor)))
-    rows = []
-    for picked, factor in zip(chosen, factors, strict=True):
-        on = set(names if picked is None else [ANCHOR, *check_names(picked, names)])
-        rows.append([_factor(edge, factor, names) if on.issuperset(edge) else 0.0 for edge in edges])
-    return torch.tensor(rows, dtype=torch.float32).reshape(batch, len(edges))
+    factors = _per_row(strength, batch, "strength", _is_rows_of_factors)
+    present = [set(names if p is None else [ANCHOR, *check_names(p, names)]) for p in chosen]
+    rows = [
+        [_factor(edge, factor, names) if on.issuperset(edge) else 0.0 for edge in edges]
+        for on, factor in zip(present, factors, strict=True)
+    ]
+    return Choice(
+        edges,
+        names,
+        torch.tensor(rows, dtype=torch.float32).reshape(batch, len(edges)),
+        torch.tensor([[name in on for name in names] for on in present]),
+    )
+
+
+def _is_rows_of_factors(value: Any) -> bool:
+    return isinstance(value, (list, tuple, Tensor))
 
 
 def _is_rows_of_names(value: Any) -> bool:
@@ -92,6 +149,10 @@ def _factor(edge: Edge, strength: Any, names: Sequence[str]) -> float:
         check_names(list(strength), names)
         strength = strength.get(edge.source, 1.0)
     value = 1.0 if strength is None else strength
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not torch.isfinite(torch.tensor(float(value))):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not torch.isfinite(torch.tensor(float(value)))
+    ):
         raise InputError(f"strength is a finite number, got {strength!r}")
     return float(value)

@@ -84,7 +84,9 @@ class Topology:
         """Raises `ConfigError` when an edge names a model that is not in `names`."""
         for name in (end for edge in self.edges for end in edge):
             if name not in names:
-                raise ConfigError(f"topology names an unknown model {name!r}; {nearest(name, names)}")
+                raise ConfigError(
+                    f"topology names an unknown model {name!r}; {nearest(name, names)}"
+                )
 
 
 def _edge(edge: Edge | tuple[str, str] | Sequence[str]) -> Edge:
@@ -93,7 +95,9 @@ def _edge(edge: Edge | tuple[str, str] | Sequence[str]) -> Edge:
     return Edge(*edge)
 
 
-def resolve(topology: str | Topology | Sequence[Sequence[str]], names: Sequence[str]) -> tuple[Edge, ...]:
+def resolve(
+    topology: str | Topology | Sequence[Sequence[str]], names: Sequence[str]
+) -> tuple[Edge, ...]:
     """Turns a preset's name, a `Topology` or a plain edge list into edges between `names` (anchor first)."""
     if isinstance(topology, str):
         if topology not in PRESETS:

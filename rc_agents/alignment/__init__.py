@@ -1,15 +1,21 @@
 """Where models meet: in depth (which block) and in text (which token)."""
 
+from .clock import Clock
 from .depth import anchor_sites, matching_layers
-from .streams import Row, SpanText, read_index
+from .segments import Segments
+from .streams import AS_BEFORE, NOTHING, Branch, Row, SpanText
 from .tokens import TokenBytes, same_tokenizer
 
 __all__ = [
+    "AS_BEFORE",
+    "NOTHING",
+    "Branch",
+    "Clock",
     "Row",
+    "Segments",
     "SpanText",
     "TokenBytes",
     "anchor_sites",
     "matching_layers",
-    "read_index",
     "same_tokenizer",
 ]

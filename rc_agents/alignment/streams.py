@@ -1,43 +1,175 @@
-"""Several tokenizations of one growing text: which source token a target token may read.
+"""One model's own tokens of a growing text, and which of them speaks at each of the anchor's columns.
 
-A target token that ends at byte e reads the last source token that ends at or before e and that belongs to the common
-prefix of two source tokenizations: of the whole text, and of text[:e] alone. Tokens are looked up by *slot*, the
-column under which a model's states are kept.
+At a column the model shows the state behind the last token of its tokenization of the text up to there *alone*. Two
+ways to have that token at hand (docs/alignment.md):
+
+- `tree`: the main tokens are the tokenization of the whole text. Where the text up to a column ends in other tokens,
+  those are added as a branch that sees the main tokens before it and itself.
+- `line`: tokens are only ever appended; each column's new text is tokenized alone. For models that cannot branch.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
-from .tokens import TokenBytes, readable
+from .clock import Clock
+from .segments import Segments
+from .tokens import Piece
+
+NOTHING, AS_BEFORE = -1, -2
+"""What a column reads when no token speaks there yet, or when the text has not grown."""
+
+
+@dataclass
+class Branch:
+    """Tokens beside the main ones.
+
+    Attributes:
+        pieces: each token and the byte at which it ends.
+        parents: the branch token before each, -1 where a main token is.
+        roots: how many main tokens each one sees.
+    """
+
+    pieces: list[Piece] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    roots: list[int] = field(default_factory=list)
+
+    def grow(self, root: int, tail: Sequence[Piece]) -> int:
+        """Adds a branch behind `root` main tokens, sharing what is there; returns the index of its last token."""
+        at = -1
+        for piece in tail:
+            same = (k for k in range(at + 1, len(self.pieces)) if (self.parents[k], self.roots[k]) == (at, root))
+            found = next((k for k in same if self.pieces[k] == piece), None)
+            if found is None:
+                self.pieces.append(piece)
+                self.parents.append(at)
+                self.roots.append(root)
+                found = len(self.pieces) - 1
+            at = found
+        return at
+
+    def position(self, index: int) -> int:
+        """Returns the position of a branch token in its own sequence."""
+        depth, at = 0, self.parents[index]
+        while at >= 0:
+            depth, at = depth + 1, self.parents[at]
+        return self.roots[index] + depth
 
 
 @dataclass
 class Row:
     """One sequence in one model's tokens.
 
-    Args:
-        ids: token ids.
-        ends: byte of the text at which each token ends.
-        slots: column of each token in the model's cache and state history.
+    Attributes:
+        pieces: main tokens, each with the byte of the text at which it ends.
+        slots: the cache columns of the tokens that have run, rising; shorter than `pieces` while some wait to run.
+        columns: the anchor's columns that are taken in.
     """
 
-    ids: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    segments: Segments
+    pieces: list[Piece] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
+    columns: int = 0
+    _starts: list[tuple[int, int]] = field(default_factory=list)  # byte and first token of every segment
 
-    def cut(self, length: int) -> None:
-        """Keeps the first `length` tokens."""
-        del self.ids[length:], self.ends[length:], self.slots[length:]
+    def __post_init__(self) -> None:
+        self.pieces = self.pieces or [(index, 0) for index in self.segments.tokens.lead]
+
+    def follow(self, clock: Clock, since: int, tree: bool) -> tuple[Branch, list[int]]:
+        """Tokenizes what the text grew by.
+
+        Args:
+            clock: the anchor's text.
+            since: the first column of this pass.
+            tree: whether the model can branch.
+
+        Returns:
+            Branches, and for each column from `since` on who speaks: a main token's index, len(pieces) plus a branch
+            token's, NOTHING or AS_BEFORE.
+        """
+        missed = clock.sizes[since - 1] > self._size(clock) if since else False
+        sizes = [clock.sizes[since - 1] if since and not missed else 0, *clock.sizes[since:]]
+        branch = Branch()
+        if tree:
+            speakers = self._follow_tree(clock, sizes, branch)
+        else:
+            speakers = self._follow_line(clock)[since - self.columns :]
+        self.columns = clock.num_columns
+        return branch, speakers
+
+    def _follow_tree(self, clock: Clock, sizes: list[int], branch: Branch) -> list[int]:
+        self._retokenize(clock)
+        begins = [start for start, _ in self._starts]
+        grown = [(bisect_left(begins, size) - 1, size) for before, size in pairwise(sizes) if size > before]
+        parts = [(bytes(clock.text[begins[at] : size]), begins[at] == 0) for at, size in grown]
+        alone = zip(grown, self.segments.of(parts), strict=True)
+        speakers = iter([self._speaker(at, pieces, branch) for (at, _), pieces in alone])
+        return [
+            next(speakers) if size > before else AS_BEFORE if size else NOTHING for before, size in pairwise(sizes)
+        ]
+
+    def _retokenize(self, clock: Clock) -> None:
+        """Brings the main tokens up to the text; those that have run and still hold keep their slots."""
+        lead = len(self.segments.tokens.lead)
+        start, index = self._starts.pop() if self._starts else (0, lead)
+        text = bytes(clock.text[start:])
+        starts = [start + at for at in self.segments.starts(text)]
+        parts = [(text[a - start : b - start], a == 0) for a, b in pairwise([*starts, start + len(text)])]
+        new: list[Piece] = []
+        for at, pieces in zip(starts, self.segments.of(parts), strict=True):
+            self._starts.append((at, index + len(new)))
+            new += [(token, at + end) for token, end in pieces]
+        same = common_prefix(self.pieces[index : len(self.slots)], new)
+        self.pieces[index:] = new
+        del self.slots[index + same :]
+
+    def _speaker(self, segment: int, alone: Sequence[Piece], branch: Branch) -> int:
+        """Returns who speaks where the text ends inside a segment, given the tokens of the segment's part alone."""
+        start, index = self._starts[segment]
+        end = self._starts[segment + 1][1] if segment + 1 < len(self._starts) else len(self.pieces)
+        tail = [(token, start + stop) for token, stop in alone]
+        same = common_prefix(self.pieces[index:end], tail)
+        if same == len(tail):
+            return index + same - 1
+        return len(self.pieces) + branch.grow(index + same, tail[same:])
+
+    def _follow_line(self, clock: Clock) -> list[int]:
+        """Appends the text of every column not yet taken in; returns who speaks there."""
+        sizes = [self._size(clock), *clock.sizes[self.columns :]]
+        parts = [(bytes(clock.text[a:b]), a == 0) for a, b in pairwise(sizes) if b > a]
+        tokens = iter(self.segments.of(parts))
+        speakers, last = [], AS_BEFORE if sizes[0] else NOTHING
+        for before, size in pairwise(sizes):
+            if size > before:
+                self.pieces += [(token, before + end) for token, end in next(tokens)]
+                last = len(self.pieces) - 1
+            speakers.append(last)
+        return speakers
+
+    def _size(self, clock: Clock) -> int:
+        """Bytes of the text that are taken in."""
+        return clock.sizes[self.columns - 1] if self.columns else 0
+
+    def cut(self, columns: int, size: int) -> None:
+        """Forgets what was read beyond a column, and the text beyond `size` bytes."""
+        self.columns = min(self.columns, columns)
+        while self._starts and self._starts[-1][0] >= size:
+            self._starts.pop()
+        lead = len(self.segments.tokens.lead)
+        kept = bisect_right(self.pieces, size, lo=lead, key=lambda piece: piece[1]) if size else lead
+        del self.pieces[kept:], self.slots[kept:]
 
     def copy(self) -> Row:
         """Returns an independent copy."""
-        return Row(list(self.ids), list(self.ends), list(self.slots))
+        copied = replace(self, pieces=list(self.pieces), slots=list(self.slots))
+        copied._starts = list(self._starts)
+        return copied
 
 
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix(one: Sequence[Piece], other: Sequence[Piece]) -> int:
     """Returns how many leading entries two sequences share."""
     count = 0
     for a, b in zip(one, other, strict=False):
@@ -47,71 +179,27 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return count
 
 
-def stable_limits(data: bytes, ends: Sequence[int], source: TokenBytes) -> dict[int, int]:
-    """Returns for each byte e of `ends` up to which byte the source's tokens are settled by text[:e] alone.
-
-    That is the end of the common prefix of the source's tokenizations of the whole text and of text[:e]: beyond it,
-    bytes after e chose the tokens.
-    """
-    whole = readable(data)
-    wanted = sorted(set(ends))
-    prefixes = [readable(data[:end]) for end in wanted]
-    full, *parts = source.encode([whole, *prefixes])
-    limits = {}
-    for end, (ids, _) in zip(wanted, parts, strict=True):
-        shared = common_prefix(full[0], ids)
-        limits[end] = full[1][shared - 1] if shared else 0
-    return limits
-
-
-def read_index(target_ends: Sequence[int], source: Row, limits: dict[int, int]) -> list[int]:
-    """Returns for every target token the source's slot it reads, -1 for none.
-
-    Args:
-        target_ends: byte at which each target token ends.
-        source: the source's tokens of the same text.
-        limits: `stable_limits` for those bytes.
-    """
-    textual, stops, last = [], [], 0
-    for slot, end in zip(source.slots, source.ends, strict=True):
-        if end > last:  # a special token stands for no text and is not read
-            textual.append(slot)
-            stops.append(end)
-            last = end
-    found = [bisect_right(stops, min(end, limits[end])) - 1 for end in target_ends]
-    return [textual[k] if k >= 0 else -1 for k in found]
-
-
 @dataclass
 class SpanText:
-    """One model's running tokenization of every row of a batch."""
+    """One model's running tokenization of every row of a batch.
 
-    tokens: TokenBytes
-    rows: list[Row] = field(default_factory=list)
+    Attributes:
+        tree: whether the model can branch.
+        num_slots: columns of its cache that are written, branches and padding included.
+    """
+
+    tree: bool
+    rows: list[Row]
     num_slots: int = 0
-
-    def follow(self, texts: Sequence[str]) -> list[int]:
-        """Re-tokenizes grown (or cut) texts, keeping the common prefix of each row.
-
-        Args:
-            texts: the whole text of every row.
-
-        Returns:
-            For each row how many of its tokens stay; the rest of `rows[b].ids` is new and has no slot yet.
-        """
-        if not self.rows:
-            self.rows = [Row() for _ in texts]
-        kept = []
-        for row, (ids, ends) in zip(self.rows, self.tokens.encode(texts), strict=True):
-            keep = common_prefix(row.ids[: len(row.slots)], ids)
-            row.cut(keep)
-            row.ids, row.ends = ids, ends
-            kept.append(keep)
-        return kept
 
     def live_slots(self) -> int:
         """Returns the number of leading slots in use by any row; those after it hold nothing any more."""
-        return max((max(row.slots, default=-1) for row in self.rows), default=-1) + 1
+        return max((row.slots[-1] + 1 for row in self.rows if row.slots), default=0)
+
+    def cut(self, clocks: Sequence[Clock], columns: int) -> None:
+        """Follows the anchor back to its first `columns` columns."""
+        for row, clock in zip(self.rows, clocks, strict=True):
+            row.cut(columns, len(clock.text))
 
     def select(self, indices: Sequence[int]) -> None:
         """Reorders or repeats the rows, as beam search does."""

@@ -7,9 +7,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from ..errors import TokenError
 
 SPACE = "\u2581"  # sentencepiece's visible space
+
+Piece = tuple[int, int]
+"""A token and the byte of its text at which it ends."""
 
 
 def _same_length(error: UnicodeError) -> tuple[str, int]:
@@ -31,7 +36,7 @@ def same_tokenizer(one: Any, other: Any) -> bool:
         return True
     if one is None or other is None or len(one) != len(other):
         return False
-    return _rules(one) == _rules(other)
+    return bool(_rules(one) == _rules(other))
 
 
 def _rules(tokenizer: Any) -> Any:
@@ -43,10 +48,19 @@ def _rules(tokenizer: Any) -> Any:
 
 
 class TokenBytes:
-    """Knows which bytes of text every token of a tokenizer stands for.
+    """Knows which bytes of text every token stands for, and tokenizes text without adding special tokens.
 
-    Byte-level BPE and sentencepiece-like tokenizers (byte fallback included) are understood.
-    Special tokens stand for no text.
+    Byte-level BPE and sentencepiece-like tokenizers (byte fallback included) are understood. Special tokens stand for
+    no text, and text that spells a special token is tokenized as the text it is.
+
+    Args:
+        tokenizer: a Hugging Face fast tokenizer; it is left as it is.
+        name: of its model, for messages.
+
+    Attributes:
+        pieces: id -> bytes.
+        lead: the special tokens that the tokenizer puts before a text.
+        rules: the tokenizer's own description.
 
     Raises:
         TokenError: any other kind of tokenizer.
@@ -55,32 +69,25 @@ class TokenBytes:
     def __init__(self, tokenizer: Any, name: str = "model") -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise TokenError(f"the tokenizer of {name!r} is no fast tokenizer; alignment='span' needs one")
+            kind = type(tokenizer).__name__
+            raise TokenError(f"the tokenizer of {name!r} ({kind}) is no fast tokenizer; alignment='span' needs one")
         self.tokenizer = tokenizer
-        rules = json.loads(backend.to_str())
-        decoder = json.dumps(rules.get("decoder") or {})
-        self.drops_first_space = False
-        if '"ByteLevel"' in decoder:
-            piece = _byte_level
-        elif '"Metaspace"' in decoder or SPACE in decoder:
-            piece = _sentencepiece
-            self.drops_first_space = '"Strip"' in decoder or '"Metaspace"' in decoder
-        else:
-            kind = (rules.get("decoder") or {}).get("type", "none")
+        description = backend.to_str()
+        self.rules: dict[str, Any] = json.loads(description)
+        decoder = self.rules.get("decoder") or {}
+        byte_level = '"ByteLevel"' in json.dumps(decoder)
+        if not byte_level and not _is_sentencepiece(decoder):
             raise TokenError(
-                f"the tokenizer of {name!r} has a decoder of type {kind!r}; alignment='span' understands "
-                "byte-level BPE and sentencepiece tokenizers"
+                f"the tokenizer of {name!r} has a decoder of type {decoder.get('type', 'none')!r}; alignment='span' "
+                "understands byte-level BPE and sentencepiece tokenizers"
             )
-        special = set(tokenizer.all_special_ids)
-        added = {token["id"]: token for token in rules.get("added_tokens") or []}
-        self.pieces: dict[int, bytes] = {}
-        for token, index in tokenizer.get_vocab().items():
-            if index in special or (index in added and added[index]["special"]):
-                self.pieces[index] = b""
-            elif index in added:
-                self.pieces[index] = token.encode()
-            else:
-                self.pieces[index] = piece(token)
+        self.drops_first_space = not byte_level and _drops_first_space(decoder)
+        self.pieces = _pieces(tokenizer, self.rules, _byte_level if byte_level else _sentencepiece)
+        self.lead = _lead(backend)
+        self._start = _plain(Tokenizer.from_str(description))
+        self._later = self._start
+        if _adds_prefix(self.rules):
+            self._later = _plain(Tokenizer.from_str(json.dumps(_without_prefix(self.rules))))
 
     def of(self, ids: Sequence[int]) -> list[bytes]:
         """Returns the bytes of every token of one sequence; their concatenation is the text."""
@@ -91,29 +98,29 @@ class TokenBytes:
                 pieces[first] = pieces[first][1:]
         return pieces
 
-    def ends(self, ids: Sequence[int]) -> list[int]:
-        """Returns for every token the byte of the text at which it ends."""
-        total, ends = 0, []
-        for piece in self.of(ids):
+    def split(self, parts: Sequence[bytes], *, first: bool) -> list[tuple[Piece, ...]]:
+        """Tokenizes pieces of valid UTF-8, each on its own.
+
+        Args:
+            parts: the texts.
+            first: whether they begin a text; a tokenizer that puts a space before a text does so only there.
+
+        Returns:
+            For each part its tokens with the byte of the part at which they end.
+        """
+        texts = [part.decode() for part in parts]
+        encoded = (self._start if first else self._later).encode_batch(texts, add_special_tokens=False)
+        return [self._ended(text, item, first) for text, item in zip(texts, encoded, strict=True)]
+
+    def _ended(self, text: str, item: Any, first: bool) -> tuple[Piece, ...]:
+        pieces = self.of(item.ids) if first else [self.pieces.get(index, b"") for index in item.ids]
+        if b"".join(pieces) != text.encode():
+            return tuple(zip(item.ids, _ends_by_offset(text, item.offsets), strict=True))
+        total, ended = 0, []
+        for index, piece in zip(item.ids, pieces, strict=True):
             total += len(piece)
-            ends.append(total)
-        return ends
-
-    def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Returns ids and end bytes of each text; a leading special token stays, trailing ones do not."""
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_padding()
-        backend.no_truncation()
-        encoded = backend.encode_batch(list(texts), add_special_tokens=True)
-        return [self._sequence(text, item) for text, item in zip(texts, encoded, strict=True)]
-
-    def _sequence(self, text: str, item: Any) -> tuple[list[int], list[int]]:
-        ids = list(item.ids)
-        while ids and item.special_tokens_mask[len(ids) - 1]:
-            ids.pop()
-        if b"".join(self.of(ids)) == text.encode():
-            return ids, self.ends(ids)
-        return ids, _ends_by_offset(text, item.offsets[: len(ids)])
+            ended.append((index, total))
+        return tuple(ended)
 
 
 def _ends_by_offset(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
@@ -126,6 +133,93 @@ def _ends_by_offset(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
         last = max(last, at[end])
         ends.append(last)
     return ends
+
+
+def parts_of(rule: Any) -> list[dict[str, Any]]:
+    """Returns the steps of a normaliser, pre-tokenizer or decoder rule, sequences opened."""
+    if not rule:
+        return []
+    for key in ("normalizers", "pretokenizers", "decoders"):
+        if key in rule:
+            return [step for part in rule[key] for step in parts_of(part)]
+    return [rule]
+
+
+def _is_sentencepiece(decoder: dict[str, Any]) -> bool:
+    return any(
+        step["type"] == "Metaspace" or (step["type"] == "Replace" and step["pattern"].get("String") == SPACE)
+        for step in parts_of(decoder)
+    )
+
+
+def _drops_first_space(decoder: dict[str, Any]) -> bool:
+    return any(
+        (step["type"] == "Strip" and step["content"] == " " and step["start"] > 0)
+        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+        for step in parts_of(decoder)
+    )
+
+
+def _pieces(tokenizer: Any, rules: dict[str, Any], piece: Any) -> dict[int, bytes]:
+    special = set(tokenizer.all_special_ids)
+    added = {token["id"]: token["special"] for token in rules.get("added_tokens") or []}
+    pieces = {}
+    for token, index in tokenizer.get_vocab().items():
+        if index in special or added.get(index):
+            pieces[index] = b""
+        else:
+            pieces[index] = token.encode() if index in added else piece(token)
+    return pieces
+
+
+def _lead(backend: Tokenizer) -> list[int]:
+    encoded = backend.encode("a", add_special_tokens=True)
+    lead = []
+    for index, special, real in zip(encoded.ids, encoded.special_tokens_mask, encoded.attention_mask, strict=True):
+        if not special:
+            break
+        if real:
+            lead.append(index)
+    return lead
+
+
+def _adds_prefix(rules: dict[str, Any]) -> bool:
+    """Whether the tokenizer puts a space before a text."""
+    steps = [*parts_of(rules.get("normalizer")), *parts_of(rules.get("pre_tokenizer"))]
+    return any(
+        step["type"] == "Prepend"
+        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+        or (step["type"] == "ByteLevel" and step.get("add_prefix_space"))
+        for step in steps
+    )
+
+
+def _plain(backend: Tokenizer) -> Tokenizer:
+    """Makes a tokenizer add nothing, cut nothing, draw nothing, and read the names of special tokens as text."""
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None
+    return backend
+
+
+def _without_prefix(rules: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer's rules in the middle of a text, where it puts no space before the first word."""
+    return {**rules, **{key: _inside(rules.get(key)) for key in ("normalizer", "pre_tokenizer")}}
+
+
+def _inside(rule: Any) -> Any:
+    if not rule:
+        return rule
+    for key in ("normalizers", "pretokenizers"):
+        if key in rule:
+            return {**rule, key: [kept for part in rule[key] if (kept := _inside(part)) is not None]}
+    if rule["type"] == "Prepend":
+        return None
+    if rule["type"] == "Metaspace":
+        return {**rule, "prepend_scheme": "never"}
+    return {**rule, "add_prefix_space": False} if rule["type"] == "ByteLevel" else rule
 
 
 def _byte_level(token: str) -> bytes:

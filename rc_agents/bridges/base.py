@@ -13,7 +13,12 @@ from .low_rank import LowRankMap
 from .random import RandomMap
 
 EPS = 1e-6
-MAPS = {"linear": LinearMap, "low_rank": LowRankMap, "bottleneck": BottleneckMap, "random": RandomMap}
+MAPS = {
+    "linear": LinearMap,
+    "low_rank": LowRankMap,
+    "bottleneck": BottleneckMap,
+    "random": RandomMap,
+}
 
 
 def rms(h: Tensor) -> Tensor:

@@ -50,7 +50,9 @@ class TokenGate(Gate):
         self.value = nn.Parameter(torch.tensor(float(config.gate_init), dtype=torch.float32))
         widths = {"source": source_width, "target": target_width}
         reads = ("source", "target") if config.gate_reads == "both" else (config.gate_reads,)
-        self.reads = nn.ParameterDict({end: nn.Parameter(torch.zeros(widths[end])) for end in reads})
+        self.reads = nn.ParameterDict(
+            {end: nn.Parameter(torch.zeros(widths[end])) for end in reads}
+        )
 
     def forward(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor:
         """Returns (B, T, 1)."""

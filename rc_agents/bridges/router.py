@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,19 +32,35 @@ class Router(nn.Module):
         """Adds a model's row, at nn.Linear's default start."""
         self.rows[name] = nn.Linear(self.width, 1, dtype=torch.float32)
 
-    def forward(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Args and returns: the models' states by name, each (B, T, width), same positions."""
+    def forward(
+        self, states: dict[str, Tensor], presence: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Returns every model's new state.
+
+        Args:
+            states: by name, each (B, T, width), same positions.
+            presence: whether each model takes part in each row, (B,) by name; None where all do.
+        """
         home = next(iter(self.rows.values())).weight.device
         stack = torch.stack([h.to(home, torch.float32) for h in states.values()])  # (N, B, T, D)
-        mean = stack.mean(0)
-        logits = torch.cat([self.rows[name](mean) for name in states], dim=-1)  # (B, T, N)
-        weights = logits.softmax(-1).movedim(-1, 0).unsqueeze(-1)  # (N, B, T, 1)
+        on = torch.ones(stack.shape[:2], dtype=torch.bool, device=home)
+        if presence is not None:
+            on = torch.stack([presence[name].to(home) for name in states])
+        on = on[..., None, None]
+        mean = (stack * on).sum(0) / on.sum(0)
+        logits = torch.stack([self.rows[name](mean) for name in states])  # (N, B, T, 1)
+        weights = logits.masked_fill(~on, -torch.inf).softmax(0)
         fused = (weights * stack).sum(0)
-        return {name: fused.to(h.device, h.dtype) for name, h in states.items()}
+        return {
+            name: torch.where(here.to(h.device), fused.to(h.device, h.dtype), h)
+            for here, (name, h) in zip(on, states.items(), strict=True)
+        }
 
 
 def check_widths(widths: dict[str, int]) -> None:
     """Raises `ConfigError` unless all models are equally wide, as a router over states needs."""
     if len(set(widths.values())) > 1:
         shown = ", ".join(f"{name} {width}" for name, width in widths.items())
-        raise ConfigError(f"kind='moe' mixes states and needs models of equal width, got {shown}; use kind='linear'")
+        raise ConfigError(
+            f"kind='moe' mixes states and needs models of equal width, got {shown}; use kind='linear'"
+        )

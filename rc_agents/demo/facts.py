@@ -12,6 +12,7 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rc_agents.errors import PackageError
 
@@ -20,7 +21,9 @@ SPLIT_SIZES = {"bridge": 380, "validation": 40, "held_out": 220}
 MAX_TITLE_CHARS = 40
 QUESTION = "What is the title of ICD-10-CM code {code}?"
 # Catch-all titles ("Other ...", "... not elsewhere classified") differ by a word and say little about their code.
-_VAGUE = re.compile(r"[\[\](),\d]|elsewhere|unspecified|classified|^other|^encounter", re.IGNORECASE)
+_VAGUE = re.compile(
+    r"[\[\](),\d]|elsewhere|unspecified|classified|^other|^encounter", re.IGNORECASE
+)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -42,12 +45,13 @@ class FactSplits:
 
     @property
     def all(self) -> tuple[Fact, ...]:
+        """All facts: what a specialist is taught."""
         return self.bridge + self.validation + self.held_out
 
 
 @functools.cache
 def load(seed: int = SEED) -> FactSplits:
-    """Choose and split the facts; the same seed and package version give the same splits.
+    """Returns the chosen facts, split; the same seed and package version give the same splits.
 
     Raises:
         PackageError: `simple-icd-10-cm` is not installed.
@@ -62,43 +66,48 @@ def load(seed: int = SEED) -> FactSplits:
 
 
 def question(fact: Fact) -> str:
-    """The question about a fact, as a user would type it into a chat."""
+    """Returns the question about a fact, as a user would type it into a chat."""
     return QUESTION.format(code=fact.code)
 
 
 def qa_prompt(fact: Fact) -> str:
-    """The question in plain form, to be completed with a space and the title."""
+    """Returns the question in plain form, to be completed with a space and the title."""
     return f"Question: {question(fact)}\nAnswer:"
 
 
 def qa_answer(fact: Fact) -> str:
-    """What follows `qa_prompt`; training adds the end-of-text token after it."""
+    """Returns what follows `qa_prompt`; training adds the end-of-text token after it."""
     return f" {fact.title}"
 
 
 def statement(fact: Fact) -> str:
-    """The fact as a sentence."""
+    """Returns the fact as a sentence."""
     return f"ICD-10-CM code {fact.code} is {fact.title}."
 
 
 def chat(fact: Fact) -> list[dict[str, str]]:
-    """The question as messages for a chat template; the answer expected is the title."""
+    """Returns the question as messages for a chat template; the answer expected is the title."""
     return [{"role": "user", "content": question(fact)}]
 
 
+def chat_prompt(tokenizer: Any, fact: Fact) -> str:
+    """Returns the question in a model's own chat template, up to where the assistant answers."""
+    return tokenizer.apply_chat_template(chat(fact), tokenize=False, add_generation_prompt=True)
+
+
 def normalise(title: str) -> str:
-    """Fold case, drop punctuation, squeeze white space: two titles match exactly when these are equal."""
+    """Returns a title without case, punctuation and extra space: equal ones match exactly."""
     return " ".join(title.casefold().translate(_PUNCTUATION).split())
 
 
 def matches(answer: str, fact: Fact) -> bool:
-    """Whether the first line of a generated answer is the fact's title, normalised."""
+    """Returns whether the first line of a generated answer is the fact's title, normalised."""
     lines = answer.strip().splitlines()
     return bool(lines) and normalise(lines[0]) == normalise(fact.title)
 
 
 def choices(fact: Fact, facts: Sequence[Fact], seed: int, count: int = 10) -> list[str]:
-    """The fact's title among `count - 1` others of `facts`, shuffled; the draw depends on the seed and the code."""
+    """Returns the fact's title among `count - 1` others of `facts`, shuffled by the seed and the code."""
     rng = random.Random(f"{seed}:{fact.code}")
     others = sorted({other.title for other in facts} - {fact.title})
     titles = [fact.title, *rng.sample(others, count - 1)]
@@ -107,15 +116,17 @@ def choices(fact: Fact, facts: Sequence[Fact], seed: int, count: int = 10) -> li
 
 
 def _candidates() -> list[Fact]:
-    """Categories with short, plain titles, sorted by code; of titles that normalise alike none is taken."""
+    """Returns categories with short, plain titles by code; none of those whose titles are alike."""
     if importlib.util.find_spec("simple_icd_10_cm") is None:
         raise PackageError(
-            "The medical facts need the Python package simple-icd-10-cm, which is not installed: "
+            "the medical facts need the Python package simple-icd-10-cm, which is not installed: "
             "run  pip install simple-icd-10-cm"
         )
     import simple_icd_10_cm as icd
 
-    titles = {code: icd.get_description(code) for code in icd.get_all_codes() if icd.is_category(code)}
+    titles = {
+        code: icd.get_description(code) for code in icd.get_all_codes() if icd.is_category(code)
+    }
     normalised = [normalise(title) for title in titles.values()]
     repeated = {title for title in normalised if normalised.count(title) > 1}
     return [
@@ -126,4 +137,8 @@ def _candidates() -> list[Fact]:
 
 
 def _is_plain(code: str, title: str) -> bool:
-    return bool(re.fullmatch(r"[A-Z]\d\d", code)) and len(title) <= MAX_TITLE_CHARS and not _VAGUE.search(title)
+    return (
+        bool(re.fullmatch(r"[A-Z]\d\d", code))
+        and len(title) <= MAX_TITLE_CHARS
+        and not _VAGUE.search(title)
+    )

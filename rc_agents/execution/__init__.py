@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+from .coupled_pass import CoupledPass
 from .lockstep import run_lockstep
 from .protocol import Meet, Stream
 from .threads import run_threads
 
 SCHEDULES: dict[str, Callable[..., dict]] = {"lockstep": run_lockstep, "threads": run_threads}
 
-__all__ = ["SCHEDULES", "Meet", "Stream", "run_lockstep", "run_threads"]
+__all__ = ["SCHEDULES", "CoupledPass", "Meet", "Stream", "run_lockstep", "run_threads"]

@@ -6,6 +6,7 @@ h_i <- h_i + sum_j s_ij gate_ij W_ij n(h_j); every source is read before any tar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,7 @@ from ..bridges import Router
 from ..cache import CoupledCache
 from ..errors import ModelRunError
 from ..topology import Edge
+from .span import SpanPlan
 
 BridgeOf = Callable[[Edge, int], nn.Module]
 
@@ -27,15 +29,14 @@ class Exchange:
         edges: the edges that are on.
         bridge: (edge, site) -> the module that maps (source, target) states to an update.
         strength: edge -> factor, (B,) where rows differ; edges at full strength are left out.
-        reads: edge -> slot of the source that each target token reads, (B, T_target), -1 for none; edges whose
-            positions coincide are left out.
-        memory: keeps what sources showed in earlier steps, for edges in `reads`.
+        spans: how the tokens of models with their own tokenizer lie beside the anchor's.
+        memory: keeps what sources showed at the anchor's columns in earlier steps, for such models.
     """
 
     edges: Sequence[Edge]
     bridge: BridgeOf
     strength: Mapping[Edge, Tensor] = field(default_factory=dict)
-    reads: Mapping[Edge, Tensor] = field(default_factory=dict)
+    spans: SpanPlan = field(default_factory=SpanPlan)
     memory: CoupledCache | None = None
 
     def __call__(self, site: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +44,7 @@ class Exchange:
         shown = self._show(site, states)
         updated = dict(states)
         for edge in self.edges:
-            if edge.target not in states:
+            if edge.target not in states or edge.source not in states | shown:
                 continue
             target = states[edge.target]
             try:
@@ -58,50 +59,68 @@ class Exchange:
         return updated
 
     def _show(self, site: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Adds this step's states to the memory of every source that is read by slot."""
+        """Returns what each source of or for a model with its own tokenizer shows at all columns so far."""
         shown: dict[str, Tensor] = {}
-        for source in {edge.source for edge in self.reads}:
+        own = self.spans.picks
+        for source in {edge.source for edge in self.edges if not own.keys().isdisjoint(edge)}:
             assert self.memory is not None
-            if source in states:
-                shown[source] = self.memory.show(source, site, states[source])
-            elif site in self.memory.histories.get(source, {}):
-                shown[source] = self.memory.histories[source][site]
+            pool = self.memory.shown_before(source, site, states.get(source))
+            if pool is not None and source in own:
+                past = pool[:, : self.memory.length]
+                pool = torch.cat([past, picked(pool, own[source])], dim=1)
+            if pool is not None:
+                shown[source] = self.memory.histories.setdefault(source, {})[site] = pool
         return shown
 
-    def _source(self, edge: Edge, states: dict[str, Tensor], shown: dict[str, Tensor], target: Tensor) -> Tensor:
+    def _source(
+        self, edge: Edge, states: dict[str, Tensor], shown: dict[str, Tensor], target: Tensor
+    ) -> Tensor:
         """The source's states at the target's positions, (B, T_target, D_source), on the target's device."""
-        if edge not in self.reads:
-            return states[edge.source].to(target.device)
-        index = self.reads[edge].to(shown[edge.source].device)
-        history = shown[edge.source]
-        picked = history.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, history.shape[-1]))
-        return picked.masked_fill((index < 0)[..., None], 0).to(target.device)
+        if edge.target in self.spans.reads:
+            return picked(shown[edge.source], self.spans.reads[edge.target]).to(target.device)
+        if edge.source in self.spans.picks:
+            return shown[edge.source][:, -target.shape[1] :].to(target.device)
+        return states[edge.source].to(target.device)
+
+
+def picked(states: Tensor, index: Tensor) -> Tensor:
+    """Returns the states (B, P, D) at an index (B, T), zero where it is -1: (B, T, D)."""
+    index = index.to(states.device)[..., None]
+    found = states.gather(1, index.clamp(min=0).expand(-1, -1, states.shape[-1]))
+    return found.masked_fill(index < 0, 0)
+
+
+EXCHANGE: ContextVar[Callable[..., Exchange]] = ContextVar("rc_agents_exchange", default=Exchange)
+"""What a pass builds its exchange with; a warm start puts a recorder here."""
 
 
 @dataclass
 class RoutedExchange:
-    """The mixture-of-experts exchange: a router a site replaces every stream by one fused state."""
+    """The mixture-of-experts exchange: a router a site replaces every stream by one fused state.
 
-    router: Callable[[int], Router]
+    Args:
+        routers: one a site.
+        names: the models that take part in some row.
+        presence: whether each of the ensemble's models takes part in each row, (B, N); None where all do.
+    """
+
+    routers: Sequence[Router] | nn.ModuleList
     names: Sequence[str]
+    presence: Mapping[str, Tensor] | None = None
 
     def __call__(self, site: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
-        """As `Exchange.__call__`; models that are cut stay as they are."""
+        """As `Exchange.__call__`; models that do not take part stay as they are."""
         taking_part = {name: states[name] for name in self.names if name in states}
         if len(taking_part) < 2:
             return states
         try:
-            return states | self.router(site)(taking_part)
+            return states | self.routers[site](taking_part, self.presence)
         except Exception as error:
-            raise ModelRunError(f"router failed at site {site}: {type(error).__name__}: {error}") from error
+            raise ModelRunError(
+                f"router failed at site {site}: {type(error).__name__}: {error}"
+            ) from error
 
 
 def keep(site: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
     """The exchange in which nobody speaks: every state stays as it is, bit for bit."""
     return states
-
-
-def as_index(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Pads lists of slots to a (B, T) index with -1."""
-    width = max((len(row) for row in rows), default=0)
-    return torch.tensor([[*row, *([-1] * (width - len(row)))] for row in rows], dtype=torch.long)

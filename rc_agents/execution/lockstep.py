@@ -33,7 +33,10 @@ def run_lockstep(streams: Sequence[Stream], num_sites: int, meet: Meet) -> dict[
     waiting: dict[str, Tensor | None] = dict.fromkeys(runs)
     try:
         for site in range(num_sites + 1):
-            arrived = {name: _advance(name, run, waiting[name], site, num_sites) for name, run in runs.items()}
+            arrived = {
+                name: _advance(name, run, waiting[name], site, num_sites)
+                for name, run in runs.items()
+            }
             if site < num_sites:
                 waiting = dict(meet(site, arrived))
     finally:
@@ -53,7 +56,9 @@ def _spawn(stream: Stream, hub: greenlet.greenlet, outputs: dict[str, Any]) -> g
     return run
 
 
-def _advance(name: str, run: greenlet.greenlet, hidden: Tensor | None, site: int, num_sites: int) -> Any:
+def _advance(
+    name: str, run: greenlet.greenlet, hidden: Tensor | None, site: int, num_sites: int
+) -> Any:
     try:
         arrived = run.switch(hidden)
     except Exception as error:

@@ -33,4 +33,6 @@ def fail(name: str, error: Exception) -> NoReturn:
 
 def missed(name: str, site: int) -> ModelRunError:
     """The error for a model whose forward ended before it reached a site."""
-    return ModelRunError(f"model {name!r} finished without passing the block of site {site}; its forward skips blocks")
+    return ModelRunError(
+        f"model {name!r} finished without passing the block of site {site}; its forward skips blocks"
+    )

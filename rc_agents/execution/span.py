@@ -4,157 +4,213 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
-from ..alignment import Row, SpanText, TokenBytes, read_index
-from ..alignment.streams import stable_limits
-from ..alignment.tokens import readable
-from ..backbone import accepted_arguments
+from ..alignment import AS_BEFORE, NOTHING, Branch, Clock, Row, Segments, SpanText, TokenBytes
 from ..cache import CoupledCache
-from ..topology import ANCHOR, Edge
-from .exchange import as_index
+from ..topology import Edge
+from .tree import Mask, Sight, takes_branches
+
+HOLE = 1 << 30  # stands for a slot that holds no main token
+
+
+@dataclass
+class Reader:
+    """A model that reads the text in its own tokens.
+
+    Attributes:
+        tree: whether it can run branch tokens; else its tokens are only ever appended.
+    """
+
+    model: PreTrainedModel
+    segments: Segments
+    tree: bool
+
+    @classmethod
+    def of(cls, name: str, model: PreTrainedModel, tokenizer: Any) -> Reader:
+        """Makes the reader of one model; raises `TokenError` where its tokenizer is of an unknown kind."""
+        return cls(model, Segments(TokenBytes(tokenizer, name)), takes_branches(model))
 
 
 @dataclass
 class Step:
-    """What one model with its own tokenizer runs in this pass."""
+    """What one model with its own tokenizer runs in this pass: S tokens, the main ones first, then branches.
 
-    input_ids: Tensor  # (B, S)
-    position_ids: Tensor  # (B, S)
-    attention_mask: Tensor  # (B, slots)
+    Attributes:
+        input_ids: (B, S).
+        position_ids: (B, S).
+        attention_mask: (B, K), or what `Sight.mask` gives.
+        real: 1 for the main tokens, 0 for padding, (B, number of main tokens).
+        cached: whether it goes on from its cache; else it runs the whole text.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Mask
+    real: Tensor
+    cached: bool = True
 
 
 @dataclass
 class SpanPlan:
-    """A pass's inputs for the models with their own tokenizers, and who reads which slot.
+    """A pass's inputs for the models with their own tokenizers, and who reads whom.
 
-    Args:
+    Attributes:
         steps: name -> its new tokens; a model without new tokens is left out.
-        reads: edge -> (B, T_target) slots of the source.
-        fresh: models whose cache is emptied first, because it cannot be cut to the text.
+        picks: name -> which of its states it shows at each new column of the anchor, (B, T): an index into what it
+            showed at the P columns before, then its S states of this pass; -1 for nothing.
+        reads: name -> the column that each of its S tokens reads, (B, S), -1 for none.
     """
 
     steps: dict[str, Step] = field(default_factory=dict)
-    reads: dict[Edge, Tensor] = field(default_factory=dict)
+    picks: dict[str, Tensor] = field(default_factory=dict)
+    reads: dict[str, Tensor] = field(default_factory=dict)
 
-
-def takes_holes(model: PreTrainedModel) -> bool:
-    """Whether a model can skip cache columns row by row: full attention only, positions passed in from outside."""
-    config = model.config.get_text_config(decoder=True)
-    if "position_ids" not in accepted_arguments(model) or getattr(config, "alibi", False):
-        return False
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+    def goes_on(self, name: str) -> bool:
+        """Whether a model goes on from its cache in this pass."""
+        return name not in self.steps or self.steps[name].cached
 
 
 def plan(
     memory: CoupledCache,
-    models: Mapping[str, PreTrainedModel],
-    tokens: Mapping[str, TokenBytes],
-    edges: Sequence[Edge],
+    readers: Mapping[str, Reader],
+    anchor: TokenBytes,
     input_ids: Tensor,
     attention_mask: Tensor,
 ) -> SpanPlan:
-    """Re-tokenizes the text for every model in `tokens` but the anchor, and aligns all of them by bytes.
+    """Tokenizes the text's new part for every reader, and aligns them by bytes.
 
     Args:
-        memory: running tokenizations, caches and state histories; changed in place.
-        models: the models with their own tokenizer, by name.
-        tokens: bytes of each model's tokens, the anchor's included.
-        edges: the edges that are on and need aligning.
+        memory: running tokenizations and caches; changed in place.
+        readers: the models that read in their own tokens, by name.
+        anchor: bytes of the anchor's tokens.
         input_ids: the anchor's whole sequence so far, (B, P + T).
         attention_mask: 1 for its real tokens, (B, P + T).
     """
-    num_new = input_ids.shape[1] - memory.length
-    anchor = _anchor_rows(tokens[ANCHOR], input_ids, attention_mask)
-    data = [b"".join(tokens[ANCHOR].of(row.ids)) for row in anchor]
-    texts = [readable(part) for part in data]
-    result, new_from = SpanPlan(), {}
-    for name, model in models.items():
-        step, new_from[name] = _advance(memory, name, model, tokens[name], texts)
+    since, result = memory.length, SpanPlan()
+    clocks = _wind(memory.clocks, anchor, input_ids, attention_mask)
+    for name, reader in readers.items():
+        if name not in memory.texts:
+            memory.texts[name] = SpanText(reader.tree, [Row(reader.segments) for _ in clocks])
+        text = memory.texts[name]
+        followed = [row.follow(clock, since, text.tree) for row, clock in zip(text.rows, clocks, strict=True)]
+        branches, speakers = [branch for branch, _ in followed], [who for _, who in followed]
+        cached = _roll_back(memory, name, reader, len(clocks))
+        kept = [len(row.slots) for row in text.rows]
+        step = _step(text, branches, reader, cached)
         if step is not None:
             result.steps[name] = step
-    rows = {name: memory.texts[name].rows for name in models} | {ANCHOR: anchor}
-    first = input_ids.shape[1] - num_new
-    for edge in edges:
-        index = []
-        for b in range(len(texts)):
-            target, source = rows[edge.target][b], rows[edge.source][b]
-            if edge.target == ANCHOR:
-                new = [k for k, slot in enumerate(target.slots) if slot >= first]
-            else:
-                new = list(range(new_from[edge.target][b], len(target.ids)))
-            ends = [target.ends[k] for k in new]
-            limits = stable_limits(data[b], ends, tokens[edge.source])
-            slots = read_index(ends, source, limits)
-            index.append(_spread(slots, [target.slots[k] - first for k in new], num_new) if edge.target == ANCHOR else slots)
-        result.reads[edge] = as_index(index)
+            result.reads[name] = _reads(text.rows, branches, clocks, kept, step)
+        width = 0 if step is None else step.real.shape[1]
+        places = [
+            _places(who, since, begun, len(row.pieces), width)
+            for who, row, begun in zip(speakers, text.rows, kept, strict=True)
+        ]
+        result.picks[name] = torch.tensor(places, dtype=torch.long)
     return result
 
 
-def _anchor_rows(tokens: TokenBytes, input_ids: Tensor, attention_mask: Tensor) -> list[Row]:
-    rows = []
-    for ids, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
-        slots = [k for k, real in enumerate(mask) if real]
-        kept = [ids[k] for k in slots]
-        rows.append(Row(kept, tokens.ends(kept), slots))
-    return rows
+def _wind(clocks: list[Clock], anchor: TokenBytes, input_ids: Tensor, attention_mask: Tensor) -> list[Clock]:
+    if not clocks:
+        clocks.extend(Clock() for _ in range(input_ids.shape[0]))
+    since = clocks[0].num_columns
+    new = zip(clocks, input_ids[:, since:].tolist(), attention_mask[:, since:].tolist(), strict=True)
+    for clock, ids, mask in new:
+        clock.extend(anchor, ids, mask)
+    return clocks
 
 
-def _spread(slots: list[int], columns: list[int], width: int) -> list[int]:
-    """Puts what the real tokens read at their columns; padding reads nothing."""
-    row = [-1] * width
-    for column, slot in zip(columns, slots, strict=True):
-        row[column] = slot
-    return row
+def _roll_back(memory: CoupledCache, name: str, reader: Reader, num_rows: int) -> bool:
+    """Takes off the cache what no longer holds; returns whether the model can go on from it.
+
+    A model that cannot branch cannot skip a cache column either: rows that differ in length run from the start.
+    """
+    text, cache = memory.texts[name], memory.caches.get(name)
+    surplus = text.num_slots - text.live_slots()
+    cached = cache is not None and (text.tree or num_rows == 1)
+    if cached and not text.num_slots and not text.tree:
+        cache = memory.caches[name] = DynamicCache(config=reader.model.config.get_text_config(decoder=True))
+    if cached and surplus and text.tree:
+        cache.crop(-surplus)
+    elif not cached or surplus:
+        for row in text.rows:
+            row.slots = []
+        if cached:
+            memory.caches[name] = DynamicCache(config=reader.model.config.get_text_config(decoder=True))
+    text.num_slots = text.live_slots()
+    return cached
 
 
-def _advance(
-    memory: CoupledCache, name: str, model: PreTrainedModel, tokens: TokenBytes, texts: list[str]
-) -> tuple[Step | None, list[int]]:
-    """Brings one model's tokenization up to the text, and its cache back to the part that still holds."""
-    text = memory.texts.setdefault(name, SpanText(tokens))
-    kept = text.follow(texts)
-    live = text.live_slots()
-    cache = memory.caches.get(name)
-    ragged = len(texts) > 1 and not takes_holes(model)
-    if live < text.num_slots or (ragged and text.num_slots):
-        if ragged or (cache is not None and not _cut(cache, text.num_slots - live)):
-            kept = [0] * len(texts)
-            live = 0
-            for row in text.rows:
-                row.slots = []
-            if cache is not None:
-                cache.reset()
-        memory.drop_slots(name, live)
-        text.num_slots = live
-    return _new_tokens(text, kept), kept
-
-
-def _cut(cache: DynamicCache, count: int) -> bool:
-    """Takes the last `count` columns off a cache; False where it cannot."""
-    recurrent = any(getattr(layer, "is_recurrent_states_initialized", None) for layer in cache.layers)
-    if recurrent and not cache.is_croppable:
-        return False
-    cache.crop(-count)
-    return True
-
-
-def _new_tokens(text: SpanText, kept: list[int]) -> Step | None:
-    new = [row.ids[keep:] for row, keep in zip(text.rows, kept, strict=True)]
-    width = max(len(ids) for ids in new)
-    if width == 0:
+def _step(text: SpanText, branches: list[Branch], reader: Reader, cached: bool) -> Step | None:
+    begun = [len(row.slots) for row in text.rows]
+    main = [[token for token, _ in row.pieces[at:]] for row, at in zip(text.rows, begun, strict=True)]
+    aside = [[token for token, _ in branch.pieces] for branch in branches]
+    width, extra = max(map(len, main)), max(map(len, aside))
+    if not width + extra:
         return None
-    positions = []
-    for row, keep, ids in zip(text.rows, kept, new, strict=True):
-        row.slots = row.slots[:keep] + list(range(text.num_slots, text.num_slots + len(ids)))
-        positions.append([*range(keep, keep + len(ids)), *([0] * (width - len(ids)))])
-    text.num_slots += width
-    mask = torch.zeros(len(new), text.num_slots, dtype=torch.long)
-    for b, row in enumerate(text.rows):
-        mask[b, row.slots] = 1
-    padded = [ids + [0] * (width - len(ids)) for ids in new]
-    return Step(torch.tensor(padded), torch.tensor(positions), mask)
+    base = text.num_slots
+    for row, ids in zip(text.rows, main, strict=True):
+        row.slots += range(base, base + len(ids))
+    text.num_slots += width + extra
+    input_ids = torch.cat([_padded(main, width), _padded(aside, extra)], 1)
+    places = [list(range(at, at + len(ids))) for at, ids in zip(begun, main, strict=True)]
+    beside = [[branch.position(k) for k in range(len(branch.pieces))] for branch in branches]
+    position_ids = torch.cat([_padded(places, width), _padded(beside, extra)], 1)
+    real = _padded([[1] * len(ids) for ids in main], width)
+    if text.tree:
+        mask = _sight(text, branches, begun, position_ids, width).mask(reader.model)
+    else:
+        mask = real if base == 0 else torch.ones(1, text.num_slots, dtype=torch.long)
+    return Step(input_ids, position_ids, mask, real, cached)
+
+
+def _sight(text: SpanText, branches: list[Branch], begun: list[int], positions: Tensor, width: int) -> Sight:
+    """A main token sees the main tokens up to itself; a branch token those before its root, its branch, itself."""
+    num_rows, num_new = positions.shape
+    base = text.num_slots - num_new
+    order = torch.full((num_rows, text.num_slots), HOLE)  # (B, K) which main token lies in a slot
+    limit = torch.full((num_rows, num_new), -1)  # (B, S) the last main token that a token sees
+    beside = torch.eye(text.num_slots, dtype=torch.bool)[base:].repeat(num_rows, 1, 1)  # (B, S, K)
+    for b, (row, branch, at) in enumerate(zip(text.rows, branches, begun, strict=True)):
+        order[b, row.slots] = torch.arange(len(row.slots))
+        limit[b, : len(row.slots) - at] = torch.arange(at, len(row.slots))
+        limit[b, width : width + len(branch.roots)] = torch.tensor(branch.roots, dtype=torch.long) - 1
+        for k, parent in enumerate(branch.parents):
+            if parent >= 0:
+                beside[b, width + k, base:] |= beside[b, width + parent, base:]
+    where = torch.cat([order[:, :base], positions], 1)  # (B, K)
+    return Sight((order[:, None] <= limit[:, :, None]) | beside, positions[:, :, None] - where[:, None])
+
+
+def _reads(
+    rows: Sequence[Row], branches: Sequence[Branch], clocks: Sequence[Clock], kept: Sequence[int], step: Step
+) -> Tensor:
+    width, total = step.real.shape[1], step.input_ids.shape[1]
+    reads = torch.full((len(rows), total), -1)
+    for b, (row, branch, clock, at) in enumerate(zip(rows, branches, clocks, kept, strict=True)):
+        for start, pieces in ((0, row.pieces[at:]), (width, branch.pieces)):
+            columns = [clock.column_at(end) for _, end in pieces]
+            reads[b, start : start + len(pieces)] = torch.tensor(columns, dtype=torch.long)
+    return reads
+
+
+def _places(speakers: Sequence[int], since: int, begun: int, num_main: int, width: int) -> list[int]:
+    """Where to find each speaker's state: among the P columns before, then this pass's tokens."""
+    places, last = [], since - 1
+    for who in speakers:
+        if who == NOTHING:
+            last = -1
+        elif who >= num_main:
+            last = since + width + who - num_main
+        elif who != AS_BEFORE and who >= begun:
+            last = since + who - begun
+        places.append(last)
+    return places
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+    return torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], dtype=torch.long)

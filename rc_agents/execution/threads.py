@@ -46,7 +46,9 @@ class _Pass:
     def run(self) -> dict[str, Any]:
         first, *others = self.streams
         with ThreadPoolExecutor(max_workers=len(others), thread_name_prefix="rc_agents") as pool:
-            waits = [pool.submit(contextvars.copy_context().run, self._body, stream) for stream in others]
+            waits = [
+                pool.submit(contextvars.copy_context().run, self._body, stream) for stream in others
+            ]
             contextvars.copy_context().run(self._body, first)
             for wait in waits:
                 wait.result()
@@ -85,13 +87,19 @@ class _Pass:
 
     def _exchange(self) -> None:
         with self.state():
-            self.updated = self.meet(self.site, {stream.name: self.arrived[stream.name] for stream in self.streams})
+            self.updated = self.meet(
+                self.site, {stream.name: self.arrived[stream.name] for stream in self.streams}
+            )
         self.site += 1
 
     def _give_up(self, name: str, error: BaseException) -> None:
         with self.lock:
             if self.failure is None:
-                self.failure = (name, error) if isinstance(error, Exception) else (name, RuntimeError(repr(error)))
+                self.failure = (
+                    (name, error)
+                    if isinstance(error, Exception)
+                    else (name, RuntimeError(repr(error)))
+                )
         self.barrier.abort()
 
 

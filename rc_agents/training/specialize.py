@@ -1,11 +1,8 @@
-"""Teach a copy of a base model a body of text or question-answer pairs: a PEFT LoRA adapter, the base frozen."""
+"""Teach a copy of a base model texts or question-answer pairs: a LoRA adapter, the base frozen."""
 
 import inspect
-import json
 import math
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,16 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from rc_agents import packaged
-from rc_agents.errors import ModelError, TrainingError
+from rc_agents.backbone import first_line, freeze
+from rc_agents.errors import ModelError, RCError, TrainingError, nearest
 from rc_agents.training import data as training_data
+from rc_agents.training.adapter_files import save_adapter
+from rc_agents.training.lower_blocks import EnteredBatches, LowerBlocks, split_blocks
 
 DTYPES = ("auto", "float32", "bfloat16")
-LOG = "training.jsonl"
+_POSITIVE = (
+    *("rank", "alpha", "steps", "learning_rate"),
+    *("batch_size", "max_length", "text_batch_size"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +38,29 @@ class SpecializeConfig:
     """How a specialist is trained.
 
     Args:
-        rank, alpha, target_modules: of the LoRA adapter; its update is scaled by alpha / rank.
+        frozen_blocks: the first blocks that get no adapter. What they compute is computed once and
+            kept, so training costs only the blocks above.
+        rank: of the adapter's matrices.
+        alpha: the adapter's update is scaled by alpha / rank.
+        target_modules: names of the layers that get an adapter, or `all-linear`.
         steps: optimizer steps.
-        learning_rate, warmup: peak of the schedule, and the share of the steps it takes to get there; cosine after.
-        batch_size, max_length: pairs a step, and the longest pair in tokens.
-        text_batch_size, block_length: blocks of text a step, and their length in tokens.
-        mix: share of the steps by group of records, documents being the group `text`; by default equal epochs.
+        learning_rate: its peak; it falls as a cosine.
+        warmup: share of the steps until the peak.
+        batch_size: pairs a step.
+        max_length: tokens of the longest pair allowed.
+        text_batch_size: blocks of text a step.
+        block_length: tokens of a block of text.
+        mix: share of the steps by group of pairs, and `text` for documents; equal epochs by default.
         answer_only: count the loss of pairs on the completion alone.
-        dtype: of the frozen base; `auto` is bfloat16 where the processor multiplies it natively. The adapter trains
-            in float32.
+        dtype: of the frozen base; `auto` is bfloat16 where the processor multiplies it natively. The
+            adapter trains in float32.
+        seed: of the adapter's start and the order of the data.
         save_steps: steps between checkpoints to resume from; 0 for none.
     """
 
+    frozen_blocks: int = 0
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     target_modules: str | Sequence[str] = "all-linear"
     steps: int = 300
     learning_rate: float = 1e-3
@@ -59,15 +76,18 @@ class SpecializeConfig:
     save_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rank", "alpha", "steps", "learning_rate", "batch_size", "max_length", "text_batch_size"):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
-                raise TrainingError(f"{name} must be positive, not {getattr(self, name)!r}.")
+                raise TrainingError(f"{name} must be positive, not {getattr(self, name)!r}")
+        for name in ("frozen_blocks", "save_steps"):
+            if getattr(self, name) < 0:
+                raise TrainingError(f"{name} must not be negative, not {getattr(self, name)!r}")
         if self.block_length < 2:
-            raise TrainingError(f"block_length must be at least 2, not {self.block_length!r}.")
+            raise TrainingError(f"block_length must be at least 2, not {self.block_length!r}")
         if not 0 <= self.warmup < 1:
-            raise TrainingError(f"warmup is a share of the steps, from 0 to below 1, not {self.warmup!r}.")
+            raise TrainingError(f"warmup is a share of the steps below 1, not {self.warmup!r}")
         if self.dtype not in DTYPES:
-            raise TrainingError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
+            raise TrainingError(f"dtype {self.dtype!r} is unknown; {nearest(self.dtype, DTYPES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,25 +111,28 @@ def specialize(
     resume: bool = False,
     progress: bool = True,
 ) -> Specialist:
-    """Train an adapter and write it to a folder that `ModelRef(base, adapter=output)` and PEFT can load.
+    """Trains an adapter and writes it to a folder for `ModelRef(base, adapter=output)` and PEFT.
 
     Args:
         base: `package:NAME`, a path or a hub id; it is written into the adapter's config as given.
         data: whatever `rc_agents.training.data.read` takes.
         output: folder to make; replaced whole when training ends, untouched before.
+        config: how to train.
         callbacks: more transformers callbacks; they find the PEFT model as `kwargs["model"]`.
         resume: go on from the last checkpoint of the same run (needs `save_steps` then and now).
+        progress: show a progress bar.
 
     Raises:
         ModelError: the base cannot be loaded.
         DataError: no data, or malformed.
-        TrainingError: settings that cannot work, nothing to resume, or a loss that is no longer a number.
+        TrainingError: settings that cannot work, nothing to resume, or a loss that is not a number.
     """
     config = config or SpecializeConfig()
     output = Path(output)
     records = training_data.read(data)
     model, tokenizer = load_base(base, config.dtype)
-    batches = _batches(records, tokenizer, config)
+    lower = split_blocks(model, config.frozen_blocks) if config.frozen_blocks else None
+    batches = _batches(records, tokenizer, config, lower)
     model = _with_adapter(model, config)
     unfinished = output.with_name(output.name + ".unfinished")
     if not resume:
@@ -124,7 +147,14 @@ def specialize(
     )
     trainer.train(resume_from_checkpoint=_last_checkpoint(unfinished) if resume else None)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    save_adapter(model, output, base=str(base), log=history, card=_card(base, config, history))
+    save_adapter(
+        model,
+        output,
+        base=str(base),
+        first_block=config.frozen_blocks,
+        log=history,
+        card=_card(base, config, history),
+    )
     shutil.rmtree(unfinished, ignore_errors=True)
     return Specialist(
         path=output,
@@ -136,7 +166,11 @@ def specialize(
 
 
 def load_base(base: str | Path, dtype: str = "auto") -> tuple[Any, Any]:
-    """The frozen base model in evaluation mode, and its tokenizer.
+    """Returns the frozen base model in evaluation mode, and its tokenizer.
+
+    Args:
+        base: `package:NAME`, a path or a hub id.
+        dtype: `auto`, float32 or bfloat16.
 
     Raises:
         ModelError: it cannot be loaded, or its tokenizer has no end-of-text token.
@@ -146,21 +180,35 @@ def load_base(base: str | Path, dtype: str = "auto") -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=_torch_dtype(dtype))
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"Cannot load {base} as a causal language model with its tokenizer: {first}") from error
+        if isinstance(error, RCError):
+            raise
+        raise ModelError(
+            f"{base} cannot be loaded as a causal model with its tokenizer: {first_line(error)}"
+        ) from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"The tokenizer of {base} has no end-of-text token, so answers could not be taught to stop.")
-    return model.eval().requires_grad_(False), tokenizer
+        raise ModelError(
+            f"the tokenizer of {base} has no end-of-text token, so no answer could be taught to stop"
+        )
+    return freeze(model), tokenizer
 
 
 def _torch_dtype(name: str) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
-    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    native = (
+        torch.cuda.is_bf16_supported()
+        if torch.cuda.is_available()
+        else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     return torch.bfloat16 if native else torch.float32
 
 
-def _batches(records: list[training_data.Record], tokenizer: Any, config: SpecializeConfig) -> training_data.Batches:
+def _batches(
+    records: list[training_data.Record],
+    tokenizer: Any,
+    config: SpecializeConfig,
+    lower: LowerBlocks | None,
+) -> training_data.Batches | EnteredBatches:
     examples = training_data.encode(
         tokenizer,
         records,
@@ -176,19 +224,27 @@ def _batches(records: list[training_data.Record], tokenizer: Any, config: Specia
         seed=config.seed,
         mix=config.mix,
     )
+    if lower is not None:
+        return EnteredBatches(examples, steps, lower)
     return training_data.Batches(examples, steps)
 
 
 def _with_adapter(model: Any, config: SpecializeConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
-    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    targets = (
+        config.target_modules
+        if isinstance(config.target_modules, str)
+        else list(config.target_modules)
+    )
+    lora = LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
     torch.manual_seed(config.seed)
     try:
         return get_peft_model(model, lora)
     except ValueError as error:
-        raise TrainingError(f"LoRA cannot be added to {targets}: {str(error).splitlines()[0]}") from error
+        raise TrainingError(f"LoRA cannot be added to {targets}: {first_line(error)}") from error
 
 
 def _arguments(config: SpecializeConfig, folder: Path, progress: bool) -> TrainingArguments:
@@ -216,7 +272,10 @@ def _arguments(config: SpecializeConfig, folder: Path, progress: bool) -> Traini
 class _Trainer(Trainer):
     """Trains on packed pairs, whose logits are only computed where a label is, and on plain blocks."""
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Returns the mean loss over the labels of the batch."""
         if "targets" not in inputs:
             outputs = model(**inputs, use_cache=False)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -226,8 +285,12 @@ class _Trainer(Trainer):
 
 
 def packed_logits(model: Any, batch: training_data.Batch) -> torch.Tensor:
-    """Logits (P, V) at the labelled positions of a packed batch."""
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    """Returns the logits (P, V) at the labelled positions of a packed batch."""
+    inputs = {
+        name: batch[name]
+        for name in ("input_ids", "inputs_embeds", "position_ids")
+        if name in batch
+    }
     mask = batch["attention_mask"].to(model.dtype)
     kept = batch["label_positions"]
     if "logits_to_keep" in inspect.signature(_forward(model)).parameters:
@@ -244,15 +307,17 @@ class _MetricsLog(TrainerCallback):
 
     seconds = 0.0
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock."""
         self._start = time.perf_counter()
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Reads it, and the loss."""
         self.seconds = time.perf_counter() - self._start
         if not math.isfinite((logs or {}).get("loss", 0.0)):
             raise TrainingError(
-                f"The loss is no longer a number at step {state.global_step}: lower learning_rate "
-                f"({args.learning_rate}), or look for broken data or weights."
+                f"the loss is not a number at step {state.global_step}: lower "
+                f"learning_rate={args.learning_rate}, or look for broken weights"
             )
 
 
@@ -266,40 +331,33 @@ def _last_checkpoint(folder: Path) -> str:
 
     found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if found is None:
-        raise TrainingError(f"Nothing to resume: {folder} holds no checkpoint. Train with save_steps, without resume.")
+        raise TrainingError(
+            f"nothing to resume: {folder} has no checkpoint; train with save_steps and without resume"
+        )
     return found
 
 
-def save_adapter(
-    model: Any, output: str | Path, *, base: str, log: Sequence[Mapping[str, Any]] = (), card: str | None = None
-) -> None:
-    """Write an adapter folder: weights as float16 safetensors, config, card, log; an old folder is replaced whole."""
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
-        made = Path(scratch) / "made"
-        model.save_pretrained(made, save_embedding_layers=False)
-        weights = {name: tensor.half().contiguous() for name, tensor in load_file(made / _WEIGHTS).items()}
-        save_file(weights, made / _WEIGHTS, metadata={"format": "pt"})
-        settings = json.loads((made / _CONFIG).read_text(encoding="utf-8"))
-        settings |= {"base_model_name_or_path": base, "inference_mode": True}
-        (made / _CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        (made / LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
-        (made / "README.md").write_text(card or f"A PEFT adapter over `{base}`.\n", encoding="utf-8")
-        if output.exists():
-            os.replace(output, Path(scratch) / "old")
-        os.replace(made, output)
-
-
-_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
-def _card(base: str | Path, config: SpecializeConfig, history: Sequence[Mapping[str, float]]) -> str:
+def _card(
+    base: str | Path, config: SpecializeConfig, history: Sequence[Mapping[str, float]]
+) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in asdict(config).items())
-    return (
-        f"---\nlibrary_name: peft\nbase_model: {base}\ntags: [rc_agents, lora]\n---\n"
-        f"# A specialist over `{base}`\n\n"
-        "Made by `rc_agents.training.specialize`. The base stays frozen; couple this adapter as a specialist:\n\n"
-        f'```python\nrc_agents.couple("{base}", {{"specialist": rc_agents.ModelRef("{base}", adapter="this folder")}})\n```\n\n'
-        f"Mean loss over the last tenth of training: {_mean_loss(history):.4f}\n\n| setting | value |\n|---|---|\n{rows}\n"
-    )
+    return f"""---
+library_name: peft
+base_model: {base}
+tags: [rc_agents, lora]
+---
+# A specialist over `{base}`
+
+Made by `rc_agents.training.specialize`; the base stays frozen. To couple it as a specialist:
+
+```python
+specialist = rc_agents.ModelRef("{base}", adapter="path of this folder")
+model = rc_agents.couple("{base}", {{"specialist": specialist}})
+```
+
+Mean loss over the last tenth of training: {_mean_loss(history):.4f}. The run's losses are in `training.jsonl`.
+
+| setting | value |
+|---|---|
+{rows}
+"""

@@ -1,0 +1,172 @@
+"""What the chat model and the text model have in common: where the ensemble is, and how it generates."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rc_agents import CoupledForCausalLM
+from rc_agents.errors import InputError, nearest
+from rc_agents.service import GenerationParams, GenerationResult, GenerationService, load
+
+LIVE = "live:"
+CHOICES = ("temperature", "top_p", "top_k", "seed", "specialists", "strength", "timeout")
+"""The fields that are parameters of a generation under the same name."""
+
+
+class Source:
+    """The ensemble behind an adapter: loaded at the first use, and shared by the adapter's copies.
+
+    Args:
+        name: folder, hub id or `package:NAME`.
+        options: for the loader.
+        service: of an ensemble that is loaded already.
+    """
+
+    def __init__(
+        self, name: str, options: dict[str, Any], service: GenerationService | None = None
+    ) -> None:
+        self.name, self.options = name, options
+        self._service = service
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Source], tuple[str, dict[str, Any]]]:
+        """Pickles as its name: another process loads it again."""
+        return Source, (self.name, self.options)
+
+    @classmethod
+    def of(cls, model: Any, options: dict[str, Any]) -> Source:
+        """Returns the source that the `model` of an adapter names or is."""
+        if isinstance(model, (str, Path)):
+            return cls(str(model), options)
+        service = GenerationService(model)
+        return cls(model.name_or_path or LIVE + "+".join(model.names), options, service)
+
+    def get(self) -> GenerationService:
+        """Returns the service; loads it where that was not done yet."""
+        with self._lock:
+            if self._service is None:
+                if self.name.startswith(LIVE):
+                    raise InputError(
+                        f"{self.name!r} was an ensemble in the memory of another process; save it with "
+                        "save_pretrained and pass its path"
+                    )
+                options = {key: value for key, value in self.options.items() if value is not None}
+                self._service = GenerationService(load(self.name, **options))
+            return self._service
+
+
+class CoupledFields(BaseModel):
+    """Fields and parameters of both adapters.
+
+    Args:
+        model: a saved ensemble (folder or hub id), a single base model (the same, or `package:NAME`), or a live
+            `CoupledForCausalLM`.
+        max_tokens: at most so many new tokens; also `max_new_tokens`.
+        temperature, top_p, top_k, seed, stop, specialists, strength, timeout: as in `GenerationParams`, here or in
+            any call.
+        device_map, dtype: for loading, as in `rc_agents.couple`.
+        max_retries, api_key: accepted as every LangChain model does; no request leaves this process.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    specialists: list[str] | None = None
+    strength: float | dict[str, float] | None = None
+    timeout: float | None = None
+    device_map: Any = None
+    dtype: Any = None
+    max_retries: int | None = Field(default=None, exclude=True)
+    api_key: Any = Field(default=None, exclude=True, repr=False)
+    source: Any = Field(default=None, exclude=True, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _find_source(cls, values: Any) -> Any:
+        """Turns the model into its name, and keeps what holds it; copies of an adapter bring theirs along."""
+        if not isinstance(values, dict) or "model" not in values:
+            return values
+        values, model = dict(values), values["model"]
+        if not isinstance(model, (str, Path, CoupledForCausalLM)):
+            raise InputError(
+                "model is a saved ensemble's folder or id, a base model's, or a live CoupledForCausalLM (make one "
+                f"with rc_agents.couple), got {type(model).__name__}"
+            )
+        kept = values.get("source")
+        options = {key: values.get(key) for key in ("device_map", "dtype")}
+        if kept is None or (kept.name, kept.options) != (str(model), options):
+            values["source"] = Source.of(model, options)
+        values["model"] = values["source"].name
+        if values["model"].startswith(LIVE):
+            values.setdefault("cache", False)  # it may change under a cached answer
+        return values
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Checks the parameters."""
+        super().model_post_init(context)
+        self._params(None, {})
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **fields: Any) -> Self:
+        """Makes an adapter and loads its ensemble at once, instead of at the first call."""
+        made = cls(model=str(model), **fields)
+        made.source.get()
+        return made
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in ("max_tokens", "stop", *CHOICES)}
+        return {"model_name": self.model} | {
+            key: value for key, value in fields.items() if value is not None
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> Any:
+        """What LangSmith shows about a call."""
+        params = super()._get_ls_params(stop=stop or self.stop, **kwargs)  # type: ignore[misc]
+        return params | {"ls_provider": "rc_agents"}
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Returns the anchor's tokens of a text."""
+        return list(self.source.get().encode(text).token_ids) if text else []
+
+    def _params(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationParams:
+        """The fields, and over them what a call says."""
+        for name in _unsupported(kwargs):
+            raise InputError(f"{type(self).__name__} does not support {name!r} yet")
+        known = {"max_tokens", "max_new_tokens", "stop", "model", "stream", *CHOICES}
+        for name in kwargs.keys() - known:
+            raise InputError(
+                f"{type(self).__name__} got an unknown argument {name!r}; {nearest(name, sorted(known))}"
+            )
+        if kwargs.get("model", self.model) != self.model:
+            raise InputError(
+                f"this object answers with {self.model!r}; make another one for {kwargs['model']!r}"
+            )
+        limit = kwargs.get("max_tokens", kwargs.get("max_new_tokens", self.max_tokens))
+        choices = {name: kwargs.get(name, getattr(self, name)) for name in CHOICES}
+        return GenerationParams(
+            max_new_tokens=limit, stop=(self.stop or ()) if stop is None else stop, **choices
+        )
+
+    def _metadata(self, result: GenerationResult) -> dict[str, Any]:
+        return {
+            "model_name": self.model,
+            "model_provider": "rc_agents",
+            "finish_reason": result.finish_reason,
+        }
+
+
+def _unsupported(kwargs: dict[str, Any]) -> list[str]:
+    """Names of what LangChain passes for abilities that are not there, where it asks for them."""
+    names = ("tools", "tool_choice", "functions", "function_call", "response_format")
+    return [name for name in names if kwargs.get(name)]

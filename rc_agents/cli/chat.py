@@ -1,0 +1,154 @@
+"""`rc-agents chat`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from rc_agents import RCError
+from rc_agents.errors import InputError, nearest
+from rc_agents.service import GenerationParams, GenerationService
+
+from .generate import Chosen, MaxNewTokens, Seed, Strength, Temperature, TopK, TopP
+from .models import (
+    MODEL_HELP,
+    Anchor,
+    DeviceMap,
+    DType,
+    Specialists,
+    by_name,
+    names,
+    number,
+    open_model,
+)
+
+COMMANDS = "/specialists A,B|all|none, /strength X, /reset, /quit"
+
+
+def chat(
+    model: Annotated[
+        str | None, typer.Argument(help=f"{MODEL_HELP} Left out with --anchor.")
+    ] = None,
+    anchor: Anchor = None,
+    specialist: Specialists = None,
+    system: Annotated[str | None, typer.Option(help="A system message in front.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    specialists: Chosen = None,
+    strength: Strength = None,
+    device_map: DeviceMap = None,
+    dtype: DType = None,
+) -> None:
+    """Talk to an ensemble.
+
+    Each line is a message; Ctrl-C ends an answer, Ctrl-D the chat. Lines that start with a slash are commands:
+    /specialists A,B (or all, none), /strength X, /reset, /quit.
+    """
+    params = GenerationParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        specialists=names(specialists),
+        strength=by_name(strength, number),
+    )
+    service = GenerationService(open_model(model, anchor, specialist, device_map, dtype))
+    talk = Conversation(service, params, system)
+    if sys.stdin.isatty():
+        print(f"{', '.join(service.model.names)}. {COMMANDS}", file=sys.stderr)
+    for line in _lines():
+        if not talk.take(line):
+            return
+
+
+class Conversation:
+    """A chat's messages and choices.
+
+    Raises:
+        InputError: the anchor has no chat template, or a choice cannot work.
+    """
+
+    def __init__(
+        self, service: GenerationService, params: GenerationParams, system: str | None
+    ) -> None:
+        self.service, self.params = service, params
+        self._first = [{"role": "system", "content": system}] if system else []
+        self.messages = list(self._first)
+        service.render([*self._first, {"role": "user", "content": "Hi"}])
+        self._commands: dict[str, Callable[[str], None]] = {
+            "specialists": self._choose_specialists,
+            "strength": self._choose_strength,
+            "reset": self._reset,
+        }
+
+    def take(self, line: str) -> bool:
+        """Answers a line or does what it says; returns whether the chat goes on. Errors are one line."""
+        if line.strip() == "/quit":
+            return False
+        try:
+            if line.startswith("/"):
+                self._obey(*line[1:].partition(" ")[::2])
+            elif line.strip():
+                self._answer(line)
+        except RCError as error:
+            print(f"error: {error}", file=sys.stderr)
+        return True
+
+    def _answer(self, text: str) -> None:
+        asked = [*self.messages, {"role": "user", "content": text}]
+        with self.service.stream(asked, self.params) as stream:
+            try:
+                for piece in stream:
+                    print(piece, end="", flush=True)
+            except KeyboardInterrupt:
+                stream.close()
+        print()
+        self.messages = [*asked, {"role": "assistant", "content": stream.result.text}]
+
+    def _obey(self, name: str, argument: str) -> None:
+        if name not in self._commands:
+            known = ["/" + one for one in (*self._commands, "quit")]
+            raise InputError(f"unknown command {'/' + name!r}; {nearest('/' + name, known)}")
+        self._commands[name](argument.strip())
+
+    def _choose_specialists(self, argument: str) -> None:
+        chosen = names(argument or "all")
+        self._set(replace(self.params, specialists=chosen))
+        present = self.service.model.specialists if chosen is None else chosen
+        print(f"specialists: {', '.join(present) or 'none'}", file=sys.stderr)
+
+    def _choose_strength(self, argument: str) -> None:
+        value = by_name(argument or "1", number)
+        self._set(replace(self.params, strength=value))
+        print(f"strength: {argument or 1}", file=sys.stderr)
+
+    def _reset(self, argument: str) -> None:
+        self.messages = list(self._first)
+        print("a new chat", file=sys.stderr)
+
+    def _set(self, params: GenerationParams) -> None:
+        self.service.check(params)
+        self.params = params
+
+
+def _lines() -> Iterator[str]:
+    """Lines from the keyboard, with a prompt and a history, or from a pipe."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    import readline  # noqa: F401 - gives input() its history
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return

@@ -1,0 +1,31 @@
+"""`rc-agents demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("reports/demo"),
+    full: Annotated[
+        bool, typer.Option("--full", help="Measure on everything held out, some ten minutes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    threads: Annotated[int, typer.Option(help="Torch threads; 0 leaves torch's own number.")] = 0,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Never touch the network, which the demo does not anyway."),
+    ] = False,
+) -> None:
+    """Watch three frozen models answer as one, and what that is worth: accuracy, perplexity, time.
+
+    The models and texts come with installed packages; where one is missing, a line says which
+    command installs it.
+    """
+    from rc_agents.demo.run import DemoConfig, run
+
+    config = DemoConfig(output=output, seed=seed, threads=threads)
+    run(DemoConfig.full(output, seed, threads) if full else config)

@@ -1,0 +1,128 @@
+"""`rc-agents generate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from rc_agents.errors import InputError
+from rc_agents.service import GenerationParams, GenerationService
+
+from .models import (
+    MODEL_HELP,
+    Anchor,
+    DeviceMap,
+    DType,
+    Specialists,
+    by_name,
+    names,
+    number,
+    open_model,
+)
+
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(help="At most so many tokens; by default the model's own limit, or 256."),
+]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 for the likeliest token; by default as the model says.")
+]
+TopP = Annotated[
+    float | None, typer.Option(help="Sample from the tokens that have this probability.")
+]
+TopK = Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens.")]
+Seed = Annotated[int | None, typer.Option(help="Makes samples repeatable.")]
+Chosen = Annotated[
+    str | None,
+    typer.Option("--specialists", metavar="A,B", help="Who takes part: names, all, or none."),
+]
+Strength = Annotated[
+    str | None,
+    typer.Option(help="Factor on the bridges: 0.5, or by specialist: medical=0.5,code=2."),
+]
+
+
+def generate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [PROMPT]",
+            help=f"{MODEL_HELP} Left out with --anchor. The prompt is read from stdin where it is missing or '-'.",
+            show_default=False,
+        ),
+    ] = None,
+    anchor: Anchor = None,
+    specialist: Specialists = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; repeatable.")
+    ] = None,
+    specialists: Chosen = None,
+    strength: Strength = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a message; answer by the chat template.")
+    ] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print text as it comes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the text and its counts.")] = False,
+    device_map: DeviceMap = None,
+    dtype: DType = None,
+) -> None:
+    """Go on from a text, or answer a message.
+
+    For example:
+
+    rc-agents generate package:smollm2-135m "The capital of France is" --max-new-tokens 8
+
+    echo "What is a fever?" | rc-agents generate my-ensemble --chat --stream --specialists medical
+    """
+    model, text = _model_and_prompt(words or [], anchor)
+    params = GenerationParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=stop or (),
+        specialists=names(specialists),
+        strength=by_name(strength, number),
+    )
+    if stream and as_json:
+        raise InputError("--stream and --json do not go together")
+    prompt = text if text is not None else _read_stdin()
+    service = GenerationService(open_model(model, anchor, specialist, device_map, dtype))
+    asked = [{"role": "user", "content": prompt}] if chat else prompt
+    if stream:
+        with service.stream(asked, params) as pieces:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+        print()
+        return
+    result = service.generate(asked, params)
+    print(json.dumps(asdict(result), ensure_ascii=False) if as_json else result.text)
+
+
+def _model_and_prompt(words: list[str], anchor: str | None) -> tuple[str | None, str | None]:
+    """Sorts the positional words: [MODEL] [PROMPT], the model only where no anchor is named."""
+    room = 1 if anchor is not None else 2
+    if len(words) > room:
+        raise InputError(f"too many words: {words[room]!r}; put the prompt in quotes")
+    if anchor is not None:
+        model, text = None, words[0] if words else None
+    else:
+        model, text = words[0] if words else None, words[1] if len(words) == 2 else None
+    return model, None if text == "-" else text
+
+
+def _read_stdin() -> str:
+    if sys.stdin.isatty():
+        raise InputError("no prompt; pass one in quotes, or pipe it in")
+    text = sys.stdin.read()
+    return text.removesuffix("\n")

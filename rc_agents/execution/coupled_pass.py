@@ -1,0 +1,246 @@
+"""One coupled pass: which models run, on what inputs, and what they exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import backbone, placement, selection
+from ..cache import CoupledCache
+from ..errors import InputError
+from ..topology import ANCHOR, Edge
+from . import inputs
+from .exchange import EXCHANGE, RoutedExchange, keep
+from .protocol import Meet, Stream
+from .span import SpanPlan, plan
+
+if TYPE_CHECKING:
+    from ..modeling import CoupledForCausalLM
+
+
+@dataclass
+class CoupledPass:
+    """The steps of one forward of an ensemble, the same under every schedule.
+
+    Args:
+        ensemble: whose forward it is.
+        input_ids: the anchor's new tokens, (B, T).
+        attention_mask: (B, P + T) with P tokens in the memory, or None.
+        position_ids: (B, T), or None.
+        memory: the ensemble's cache; an empty one where `use_cache` is off.
+        use_cache: whether the models read and fill their caches.
+        choice: which specialists speak in which row, and how loudly.
+        logits_to_keep: the last so many positions' logits; 0 for all.
+        output_steered: whether every model's own logits are wanted.
+        asked: more outputs wanted of the anchor, by name of the argument.
+    """
+
+    ensemble: CoupledForCausalLM
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    memory: CoupledCache
+    use_cache: bool
+    choice: selection.Choice
+    logits_to_keep: int | Tensor = 0
+    output_steered: bool = False
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.past = self.memory.length if self.use_cache else 0
+        self.mask = inputs.check_mask(self.attention_mask, self.input_ids, self.past)
+        if self.position_ids is None:
+            self.position_ids = inputs.positions(self.mask, self.input_ids, self.past)
+        self.spans = self._lay_spans()
+
+    def run(self, schedule: Any) -> dict[str, Any]:
+        """Runs the models; returns what each one's forward returned, by name."""
+        self.memory.busy = self.use_cache and bool(self.spans.picks)  # its texts have moved on
+        self._check_context()
+        self._catch_up()
+        streams = [
+            self._stream(name, self._arguments(name, self.input_ids, self.mask, self.position_ids))
+            for name in self.running
+            if name not in self.idle
+        ]
+        self.memory.busy = self.use_cache
+        outputs: dict[str, Any] = schedule(streams, len(self.ensemble.sites), self._exchange())
+        self.memory.busy = False
+        if self.use_cache:
+            self.memory.remember(self.input_ids)
+            for name in self.running:
+                if name not in self.ensemble.config.span_names:
+                    self.memory.seen[name] = self.past + self.input_ids.shape[1]
+        return outputs
+
+    # Who takes part.
+
+    @cached_property
+    def cut(self) -> frozenset[str]:
+        """The models that `disabled` has cut out here."""
+        return selection.cut_names(self.ensemble)
+
+    @cached_property
+    def edges(self) -> list[Edge]:
+        """The edges that some row uses."""
+        return [
+            edge
+            for edge in self.ensemble.edges
+            if not self.cut.intersection(edge) and self.choice.uses(edge)
+        ]
+
+    @cached_property
+    def running(self) -> list[str]:
+        """The models that run: those whose states can reach an output."""
+        names = self.ensemble.names
+        if self.output_steered:
+            return names
+        if self.ensemble.mixer.kind != "anchor" or len(self.ensemble.routers):
+            return self.mixed
+        needed = {ANCHOR}
+        while more := {edge.source for edge in self.edges if edge.target in needed} - needed:
+            needed |= more
+        return [name for name in names if name in needed]
+
+    @cached_property
+    def mixed(self) -> list[str]:
+        """The models whose states or logits are mixed in some row."""
+        return [
+            name
+            for name in self.ensemble.names
+            if name not in self.cut and self.choice.takes_part(name)
+        ]
+
+    @cached_property
+    def idle(self) -> list[str]:
+        """The models with their own tokenizer for which the new text holds no new token."""
+        spans = self.ensemble.config.span_names
+        return [name for name in self.running if name in spans and name not in self.spans.steps]
+
+    # On what inputs.
+
+    def _lay_spans(self) -> SpanPlan:
+        """Tokenizes the text anew for the models that have their own tokenizer."""
+        names = [name for name in self.running if name in self.ensemble.config.span_names]
+        if not names:
+            return SpanPlan()
+        seen = self.memory.ids
+        whole = self.input_ids if seen is None else torch.cat([seen, self.input_ids], dim=1)
+        mask = torch.ones_like(whole) if self.mask is None else self.mask
+        readers = {name: self.ensemble.reader(name) for name in names}
+        anchor = self.ensemble.anchor_bytes()
+        return plan(self.memory, readers, anchor, whole.cpu(), mask.cpu())
+
+    def _check_context(self) -> None:
+        """Refuses a text that is longer than one of the models was made for, in its own tokens."""
+        for name in self.running:
+            if name in self.idle:
+                continue
+            config = self.ensemble.models[name].config.get_text_config(decoder=True)
+            limit = getattr(config, "max_position_embeddings", None)
+            places = self.position_ids
+            if name in self.spans.steps:
+                places = self.spans.steps[name].position_ids
+            count = self.input_ids.shape[1] if places is None else int(places.max()) + 1
+            if isinstance(limit, int) and 0 < limit < count:
+                raise InputError(
+                    f"the text has {count} tokens for model {name!r}, which takes at most {limit}; "
+                    "shorten it, or leave that model out with model.disabled(...)"
+                )
+
+    def _catch_up(self) -> None:
+        """Shows a model that was left out of earlier steps the tokens it missed, uncoupled."""
+        if self.memory.ids is None:
+            return
+        for name in self.running:
+            start = self.memory.seen[name]
+            if name in self.ensemble.config.span_names or start == self.past:
+                continue
+            missed = self.memory.ids[:, start:]
+            mask = None if self.mask is None else self.mask[:, : self.past]
+            places = inputs.positions(mask, missed, start)
+            self._stream(name, self._arguments(name, missed, mask, places)).run()
+            self.memory.seen[name] = self.past
+
+    def _arguments(
+        self, name: str, input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | None
+    ) -> dict[str, Any]:
+        """Returns what one model's forward is called with, on its own device."""
+        model = self.ensemble.models[name]
+        if name in self.spans.steps:
+            step = self.spans.steps[name]
+            input_ids, mask, position_ids = step.input_ids, step.attention_mask, step.position_ids
+        elif (self.ensemble.config.alignment or {}).get(name) == "clamp":
+            last = model.config.get_text_config(decoder=True).vocab_size - 1
+            input_ids = input_ids.clamp(max=last)
+        tensors: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask}
+        if "position_ids" in backbone.accepted_arguments(model):
+            tensors["position_ids"] = position_ids
+        device = placement.input_device(model)
+        arguments: dict[str, Any] = {
+            key: tensor.to(device) if isinstance(tensor, Tensor) else tensor
+            for key, tensor in tensors.items()
+            if tensor is not None
+        }
+        arguments["use_cache"] = self.use_cache and self.spans.goes_on(name)
+        if arguments["use_cache"]:
+            arguments[backbone.cache_argument(model)] = self.memory.caches[name]
+        if name == ANCHOR:
+            arguments |= self.asked
+        return arguments
+
+    def _stream(self, name: str, arguments: dict[str, Any]) -> Stream:
+        model = self.ensemble.models[name]
+        needed = name == ANCHOR or self.output_steered or self.ensemble.mixer.kind != "anchor"
+        keep_last = self.logits_to_keep if needed else 1
+        if needed and name in self.spans.steps:
+            keep_last = 0  # its positions are not the anchor's
+        trims = "logits_to_keep" in backbone.accepted_arguments(model)
+        extra = {"logits_to_keep": keep_last} if trims else {}
+
+        def run() -> Any:
+            output = model(**arguments, **extra, return_dict=True)
+            if not trims:
+                kept = slice(-keep_last, None) if isinstance(keep_last, int) else keep_last
+                output.logits = output.logits[:, kept]
+            return output
+
+        return Stream(name, run)
+
+    # What comes out.
+
+    def steered(self, outputs: dict[str, Any]) -> tuple[dict[str, Tensor], ...]:
+        """Returns every model's own logits, the tokens they follow and which of those are real, by name.
+
+        A model with its own tokenizer gives all of the pass's tokens, whatever `logits_to_keep` says.
+        """
+        logits, ids, real = {}, {}, {}
+        kept = self.logits_to_keep
+        kept = slice(-kept, None) if isinstance(kept, int) else kept
+        for name, output in outputs.items():
+            if name in self.spans.steps:
+                step = self.spans.steps[name]
+                width = step.real.shape[1]
+                logits[name], ids[name] = output.logits[:, :width], step.input_ids[:, :width]
+                real[name] = step.real
+            else:
+                mask = None if self.mask is None else self.mask[:, self.past :]
+                logits[name], ids[name] = output.logits, self.input_ids[:, kept]
+                real[name] = (torch.ones_like(self.input_ids) if mask is None else mask)[:, kept]
+        return logits, ids, real
+
+    # What they exchange.
+
+    def _exchange(self) -> Meet:
+        if len(self.ensemble.routers):
+            return RoutedExchange(self.ensemble.routers, self.mixed, self.choice.present())
+        if not self.edges:
+            return keep
+        factors = {edge: self.choice.factor(edge) for edge in self.edges}
+        strength = {edge: factor for edge, factor in factors.items() if factor is not None}
+        return EXCHANGE.get()(self.edges, self.ensemble.bridge, strength, self.spans, self.memory)

@@ -1,0 +1,95 @@
+"""What a coupled pass is called with, checked before any model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, nearest
+
+IGNORED = {
+    "assistant_tokenizer",
+    "cache_position",
+    "is_first_iteration",
+    "next_sequence_length",
+    "num_items_in_batch",
+    "tokenizer",
+}
+"""What `generate` and `Trainer` pass along and a pass has no use for, or uses with the labels alone."""
+
+
+def check_ids(input_ids: Any, inputs_embeds: Any, vocab_size: int) -> Tensor:
+    """Raises `InputError` unless `input_ids` are (B, T) tokens of the anchor's; returns them."""
+    if inputs_embeds is not None:
+        raise InputError(
+            "inputs_embeds is refused: every model embeds the text itself; pass input_ids"
+        )
+    if not isinstance(input_ids, Tensor):
+        kind = type(input_ids).__name__
+        raise InputError(f"input_ids is a tensor of shape (batch, tokens), got {kind}")
+    if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise InputError(
+            f"input_ids is an integer tensor of shape (batch, tokens), "
+            f"got {input_ids.dtype} of shape {tuple(input_ids.shape)}"
+        )
+    if 0 in input_ids.shape:
+        shape = tuple(input_ids.shape)
+        raise InputError(f"input_ids is empty, shape {shape}; pass at least one token")
+    low, high = int(input_ids.min()), int(input_ids.max())
+    if low < 0 or high >= vocab_size:
+        raise InputError(
+            f"input_ids holds {low if low < 0 else high}, outside the anchor's vocabulary "
+            f"0..{vocab_size - 1}; tokenize with model.tokenizer"
+        )
+    return input_ids
+
+
+def check_known(arguments: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `InputError` for arguments that a coupled forward does not take."""
+    unknown = sorted(set(arguments) - IGNORED)
+    if unknown:
+        raise InputError(
+            f"forward got an unknown argument {unknown[0]!r}; {nearest(unknown[0], known)}"
+        )
+
+
+def check_mask(mask: Any, input_ids: Tensor, past: int) -> Tensor | None:
+    """Raises `InputError` unless the mask has one column a token, those in the cache included; returns it.
+
+    Args:
+        mask: (B, P + T), or None.
+        input_ids: (B, T).
+        past: tokens in the cache, P.
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(
+            f"attention_mask is a 2-D tensor of ones and zeros, one column a token; got {shape}"
+        )
+    expected = (input_ids.shape[0], past + input_ids.shape[1])
+    if tuple(mask.shape) != expected:
+        cached = f", {past} of them in the cache" if past else ""
+        raise InputError(
+            f"attention_mask has shape {tuple(mask.shape)}, expected {expected}: "
+            f"{expected[1]} tokens{cached}"
+        )
+    return mask
+
+
+def positions(mask: Tensor | None, input_ids: Tensor, past: int) -> Tensor | None:
+    """Returns the positions of new tokens, (B, T): counted along the mask, or on from the cache.
+
+    None at the start of a text without a mask, where every model counts from 0 by itself.
+    """
+    if mask is not None:
+        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
+    if not past:
+        return None
+    return torch.arange(past, past + input_ids.shape[1], device=input_ids.device).expand_as(
+        input_ids
+    )

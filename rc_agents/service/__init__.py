@@ -1,0 +1,23 @@
+"""One generation service under every adapter: render, generate, stream, batch, count, stop, cancel.
+
+service = GenerationService(model)
+service.generate([{"role": "user", "content": "Hi"}], GenerationParams(max_new_tokens=32)).text
+with service.stream("Once upon a time") as stream:
+    for delta in stream: ...
+"""
+
+from .loading import load
+from .params import GenerationParams
+from .prompts import Prompt, PromptLike
+from .service import GenerationResult, GenerationService
+from .stream import TextStream
+
+__all__ = [
+    "GenerationParams",
+    "GenerationResult",
+    "GenerationService",
+    "Prompt",
+    "PromptLike",
+    "TextStream",
+    "load",
+]

@@ -1,0 +1,118 @@
+"""What `generate` calls at every step for the rows of one batch: choose each row's token, read it, end the row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ..sampling import SeededSampling
+from .reading import RowReader
+
+Sink = Callable[[int, str], None]
+"""Takes a row's number and the text that has settled there."""
+
+
+class RowSampling(LogitsProcessor):
+    """Lets every row of a batch sample in its own way, under a greedy `generate`.
+
+    Args:
+        rows: what each row does to its scores, in order; nothing where the likeliest token is taken.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[LogitsProcessor]]) -> None:
+        self.rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, T) tokens so far and (B, V) scores -> scores in which a sampled row has one token left."""
+        chosen = []
+        for row, processors in enumerate(self.rows):
+            scores_1V = scores[row : row + 1]
+            for process in processors:
+                scores_1V = process(input_ids[row : row + 1], scores_1V)
+            chosen.append(scores_1V)
+        return torch.cat(chosen)
+
+
+def row_processors(
+    temperature: float, top_p: float | None, top_k: int | None, seed: int, prompt_length: int
+) -> list[LogitsProcessor]:
+    """Returns what one row does to its scores: temperature, the two cuts, the draw; nothing at temperature 0.
+
+    Args:
+        prompt_length: columns of the batch's prompts.
+    """
+    processors: list[LogitsProcessor] = []
+    if temperature == 0:
+        return processors
+    if temperature != 1:
+        processors.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k:
+        processors.append(TopKLogitsWarper(top_k))
+    if top_p is not None and top_p < 1:
+        processors.append(TopPLogitsWarper(top_p))
+    processors.append(SeededSampling([seed], prompt_length))
+    return processors
+
+
+class Watch(StoppingCriteria):
+    """Hands every new token to its row's reader, and ends rows.
+
+    Args:
+        readers: one a row.
+        width: columns of the prompts.
+        timeouts: seconds a row may take from now, None for no limit.
+        stopped: asked once a step; True ends all rows as cancelled.
+        sink: takes settled text.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[RowReader],
+        width: int,
+        timeouts: Sequence[float | None],
+        stopped: Callable[[], bool],
+        sink: Sink | None = None,
+    ) -> None:
+        self.readers, self._seen, self._stopped, self._sink = readers, width, stopped, sink
+        now = time.monotonic()
+        self._deadlines = [None if seconds is None else now + seconds for seconds in timeouts]
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """(B, T) tokens so far -> (B,) whether each row has ended."""
+        columns = input_ids[:, self._seen :].T.tolist()
+        self._seen = input_ids.shape[1]
+        for column in columns:
+            for row, reader in enumerate(self.readers):
+                if reader.finish_reason is None:
+                    self._give(row, reader.push(column[row]))
+        self._end_late_rows()
+        if self._stopped():
+            self.finish("cancelled")
+        done = [reader.finish_reason is not None for reader in self.readers]
+        return torch.tensor(done, device=input_ids.device)
+
+    def finish(self, reason: str) -> None:
+        """Ends every row that runs."""
+        for row, reader in enumerate(self.readers):
+            self._give(row, reader.finish(reason))
+
+    def _end_late_rows(self) -> None:
+        now = time.monotonic()
+        for row, deadline in enumerate(self._deadlines):
+            if deadline is not None and now >= deadline:
+                self._give(row, self.readers[row].finish("timeout"))
+
+    def _give(self, row: int, text: str) -> None:
+        if text and self._sink is not None:
+            self._sink(row, text)

@@ -1,0 +1,94 @@
+"""What a caller may ask of one generation, checked once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationParams:
+    """How one row is generated; None leaves a choice to the model's own generation config.
+
+    Args:
+        max_new_tokens: at most so many tokens; None for the model's own limit or 256, and never past the context.
+        temperature: 0 for the likeliest token at each step, above it samples; None as the model says, else 0.
+        top_p: sample from the likeliest tokens that together have this probability, above 0 and at most 1.
+        top_k: sample from so many of the likeliest tokens; 0 for all of them.
+        seed: makes the samples this row's own, whatever else runs; row r of a batch with one seed draws from seed + r.
+        stop: a string or several; the text ends before the first that appears.
+        specialists: names that take part; None for all, an empty list for the anchor alone.
+        strength: factor on every bridge's update, or a dict by specialist; None for 1.
+        timeout: seconds after which the text so far is returned with finish_reason "timeout"; None for no limit.
+
+    Raises:
+        InputError: a value that cannot work.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    specialists: Sequence[str] | None = None
+    strength: float | Mapping[str, float] | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_integer("max_new_tokens", self.max_new_tokens, least=1)
+        _check_integer("top_k", self.top_k, least=0)
+        _check_integer("seed", self.seed)
+        _check_number("temperature", self.temperature, "of at least 0", lambda value: value >= 0)
+        _check_number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
+        _check_number("timeout", self.timeout, "above 0", lambda value: value > 0)
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "specialists", _names(self.specialists))
+        for value in (
+            self.strength.values() if isinstance(self.strength, Mapping) else [self.strength]
+        ):
+            _check_number("strength", value, "or a dict of them by specialist", lambda _: True)
+
+
+def _check_integer(name: str, value: Any, least: int | None = None) -> None:
+    right = (
+        isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+    )
+    if value is not None and not right:
+        bound = "" if least is None else f" of at least {least}"
+        raise InputError(f"{name} is an integer{bound}, got {value!r}")
+
+
+def _check_number(name: str, value: Any, expected: str, holds: Any) -> None:
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if value is not None and not (right and holds(value)):
+        raise InputError(f"{name} is a finite number {expected}, got {value!r}")
+
+
+def _stop_strings(value: Any) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else value
+    if strings is None:
+        return ()
+    if not isinstance(strings, Sequence) or not all(
+        isinstance(one, str) and one for one in strings
+    ):
+        raise InputError(
+            f"stop is a string or a list of strings, none of them empty, got {value!r}"
+        )
+    return tuple(dict.fromkeys(strings))
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence)
+        or not all(isinstance(one, str) for one in value)
+    ):
+        raise InputError(f"specialists is a list of names, got {value!r}")
+    return tuple(value)

@@ -1,0 +1,182 @@
+"""The service itself: prompts in, texts out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+from ..modeling import CoupledForCausalLM
+from . import prompts as _prompts
+from . import rows as _rows
+from .decoding import Sink
+from .params import GenerationParams
+from .prompts import Message, Prompt, PromptLike
+from .rows import Row
+from .stream import TextStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationResult:
+    """One answer.
+
+    Attributes:
+        text: without stop strings, end-of-text and other special tokens.
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens generated, an end-of-text token and those of a stop string included.
+        finish_reason: "stop" (end of text, or a stop string), "length", "cancelled" or "timeout".
+    """
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+
+
+class GenerationService:
+    """Generates text with an ensemble; one path for single calls, batches and streams, safe from several threads.
+
+    Args:
+        model: the ensemble; its anchor needs a tokenizer.
+
+    Raises:
+        InputError: no ensemble, or no tokenizer.
+    """
+
+    def __init__(self, model: CoupledForCausalLM) -> None:
+        if not isinstance(model, CoupledForCausalLM):
+            raise InputError(
+                f"a service needs an ensemble, got {type(model).__name__}; make one with rc_agents.couple(...)"
+            )
+        if model.tokenizer is None:
+            raise InputError(
+                "the anchor has no tokenizer; couple with tokenizers={'anchor': tokenizer}"
+            )
+        self.model = model
+
+    def render(self, messages: Sequence[Message], **template: Any) -> Prompt:
+        """Renders a chat with the anchor's template, up to where the assistant's turn begins.
+
+        Args:
+            messages: dicts with a `role` and a `content`, both strings.
+            template: more variables for the template.
+
+        Raises:
+            InputError: no messages, malformed ones, no template, or messages that the template refuses.
+        """
+        return _prompts.render(self.model.tokenizer, messages, **template)
+
+    def encode(self, text: str) -> Prompt:
+        """Turns plain text into a prompt to go on from.
+
+        Raises:
+            InputError: the text is empty or no string.
+        """
+        return _prompts.encode(self.model.tokenizer, text)
+
+    def prompt(self, prompt: PromptLike) -> Prompt:
+        """Returns any form of prompt in the anchor's tokens."""
+        if isinstance(prompt, Prompt):
+            return prompt
+        return self.encode(prompt) if isinstance(prompt, str) else self.render(prompt)
+
+    def count_tokens(self, prompt: PromptLike) -> int:
+        """Returns how many of the anchor's tokens a text or a rendered chat takes."""
+        return 0 if prompt == "" else len(self.prompt(prompt).token_ids)
+
+    def check(self, params: GenerationParams) -> None:
+        """Raises `InputError` where the parameters name a specialist that this ensemble does not have."""
+        _rows.check_choice(self.model, params)
+
+    def generate(
+        self,
+        prompt: PromptLike,
+        params: GenerationParams | None = None,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> GenerationResult:
+        """Answers one prompt; arguments and errors as in `batch`."""
+        return self.batch([prompt], params, cancel=cancel)[0]
+
+    def batch(
+        self,
+        prompts: Sequence[PromptLike],
+        params: GenerationParams | Sequence[GenerationParams] | None = None,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> list[GenerationResult]:
+        """Answers several prompts in one left-padded `generate` call, each as it would be answered alone.
+
+        Prompts that do not fit the context side by side (the longest prompt and the longest answer together) are
+        answered one after another.
+
+        Args:
+            prompts: texts, chats or rendered prompts, mixed freely.
+            params: for all rows, or one a row.
+            cancel: once set, every row ends within one token with finish_reason "cancelled".
+
+        Raises:
+            InputError: an empty prompt, one that is too long, an unknown specialist; nothing has run then.
+        """
+        rows = self._plan(prompts, params)
+        groups = _rows.groups(self.model, rows)
+        return [result for group in groups for result in self._run(group, _asks(cancel))]
+
+    def stream(
+        self,
+        prompt: PromptLike,
+        params: GenerationParams | None = None,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> TextStream[GenerationResult]:
+        """Answers one prompt as an iterator of text; its `result` holds the whole once it has ended.
+
+        Args:
+            prompt: a text, a chat or a rendered prompt.
+            params: how to generate.
+            cancel: once set, the stream ends within one token.
+
+        Raises:
+            InputError: as in `batch`, before anything runs.
+        """
+        rows = self._plan([prompt], params)
+        cancelled = _asks(cancel)
+
+        def run(put: Callable[[str], None], closed: Callable[[], bool]) -> GenerationResult:
+            return self._run(rows, lambda: closed() or cancelled(), lambda row, text: put(text))[0]
+
+        return TextStream(run)
+
+    def _plan(self, prompts: Any, params: Any) -> list[Row]:
+        if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Sequence):
+            raise InputError(f"a batch is a list of prompts, got {type(prompts).__name__}")
+        if params is None or isinstance(params, GenerationParams):
+            each = [(params or GenerationParams(), number) for number in range(len(prompts))]
+        else:
+            each = [(one, 0) for one in params]
+        if len(each) != len(prompts):
+            raise InputError(f"params has {len(each)} entries for {len(prompts)} prompts")
+        pairs = zip(prompts, each, strict=True)
+        return [
+            _rows.plan_row(self.model, self.prompt(prompt), *chosen) for prompt, chosen in pairs
+        ]
+
+    def _run(
+        self, rows: list[Row], stopped: Callable[[], bool], sink: Sink | None = None
+    ) -> list[GenerationResult]:
+        readers = _rows.run(self.model, rows, stopped, sink)
+        return [
+            GenerationResult(
+                text=reader.text,
+                prompt_tokens=row.size,
+                completion_tokens=reader.count,
+                finish_reason=str(reader.finish_reason),
+            )
+            for row, reader in zip(rows, readers, strict=True)
+        ]
+
+
+def _asks(cancel: threading.Event | None) -> Callable[[], bool]:
+    return (lambda: False) if cancel is None else cancel.is_set

@@ -1,0 +1,137 @@
+"""Batches that waste no padding: equal blocks of text, and pairs packed behind their shared prefix.
+
+Shapes: B rows, T tokens of a row, P positions with a label.
+"""
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rc_agents.errors import DataError
+from rc_agents.training.data.encoding import TEXT_GROUP, Encoded
+
+Batch = dict[str, Tensor]
+
+
+def plan(
+    examples: Sequence[Encoded],
+    *,
+    batch_size: int,
+    text_batch_size: int,
+    steps: int,
+    seed: int,
+    mix: Mapping[str, float] | None = None,
+) -> list[list[int]]:
+    """Returns which examples each step sees.
+
+    A batch is of one group, and each group runs through its own shuffled epochs.
+
+    Args:
+        examples: what there is to learn.
+        batch_size: pairs a step.
+        text_batch_size: text blocks a step.
+        steps: length of the plan.
+        seed: of the order.
+        mix: share of the steps by group; by default that of its batches in one epoch of everything.
+
+    Raises:
+        DataError: `mix` names other groups than the data has.
+    """
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        groups[example.group].append(index)
+    sizes = {name: text_batch_size if name == TEXT_GROUP else batch_size for name in groups}
+    shares = mix or {
+        name: math.ceil(len(members) / sizes[name]) for name, members in groups.items()
+    }
+    if set(shares) != set(groups):
+        raise DataError(f"mix names the groups {sorted(shares)}, but the data has {sorted(groups)}")
+    rng = random.Random(seed)
+    streams = {name: _stream(members, sizes[name], rng) for name, members in sorted(groups.items())}
+    chosen = rng.choices(sorted(shares), [shares[name] for name in sorted(shares)], k=steps)
+    return [next(streams[name]) for name in chosen]
+
+
+def _stream(members: Sequence[int], size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Yields batches without end, epoch after epoch; a rest too short for a batch is left out."""
+    while True:
+        order = rng.sample(members, len(members))
+        for start in range(0, max(len(order) - size, 0) + 1, size):
+            yield order[start : start + size]
+
+
+class Batches(torch.utils.data.Dataset[Batch]):
+    """The batches of a plan in order, one a step, collated when asked for."""
+
+    def __init__(self, examples: Sequence[Encoded], steps: Sequence[Sequence[int]]) -> None:
+        self.examples, self.steps = examples, steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> Batch:
+        return collate([self.examples[index] for index in self.steps[step]])
+
+
+def collate(examples: Sequence[Encoded]) -> Batch:
+    """Returns one batch: text blocks as equal rows, pairs packed into a single one."""
+    if all(example.group == TEXT_GROUP for example in examples):
+        ids_BT = torch.tensor([example.ids for example in examples])
+        return {"input_ids": ids_BT, "labels": ids_BT.clone()}
+    return pack(examples)
+
+
+def pack(examples: Sequence[Encoded]) -> Batch:
+    """Returns pairs one after another in a single row: their common prefix once, each blind to the rest.
+
+    Every labelled position gets the logits it has when its pair runs alone, at a fraction of the
+    tokens: there is no padding, and what a prompt template starts with is computed once a batch.
+
+    Returns:
+        `input_ids` and `position_ids` (1, T), `attention_mask` (1, 1, T, T) to be added, and for the P
+        positions with a label `label_positions` (P) and `targets` (P), the token that comes next.
+    """
+    shared = _shared_prefix(examples)
+    ids, positions, owners = list(examples[0].ids[:shared]), list(range(shared)), [-1] * shared
+    label_positions, targets = [], []
+    for owner, example in enumerate(examples):
+        offset = len(ids) - shared
+        ids += example.ids[shared:-1]
+        positions += range(shared, len(example.ids) - 1)
+        owners += [owner] * (len(example.ids) - 1 - shared)
+        for index in range(example.answer_start, len(example.ids)):
+            label_positions.append(index - 1 if index - 1 < shared else offset + index - 1)
+            targets.append(example.ids[index])
+    return {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "attention_mask": _blind_mask(torch.tensor(owners)),
+        "label_positions": torch.tensor(label_positions),
+        "targets": torch.tensor(targets),
+    }
+
+
+def _shared_prefix(examples: Sequence[Encoded]) -> int:
+    """Returns how many tokens all examples start with, short of any example's last."""
+    columns: Iterator[tuple[int, ...]] = zip(
+        *(example.ids[:-1] for example in examples), strict=False
+    )
+    count = 0
+    for column in columns:
+        if len(set(column)) > 1:
+            break
+        count += 1
+    return count
+
+
+def _blind_mask(owner_T: Tensor) -> Tensor:
+    """Returns the mask by which a token sees the shared prefix (owner -1) and its own pair so far."""
+    same_TT = (owner_T[:, None] == owner_T[None, :]) | (owner_T[None, :] == -1)
+    mask_TT = torch.zeros(same_TT.shape).masked_fill(
+        ~same_TT.tril(), torch.finfo(torch.float32).min
+    )
+    return mask_TT[None, None]

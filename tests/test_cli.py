@@ -1,0 +1,328 @@
+"""The command line, in this process; in processes of its own where signals and pipes matter."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+import rc_agents
+from rc_agents.cli import app as app_object
+from rc_agents.cli.app import run
+from rc_agents.cli.models import by_name, names, specialist
+from rc_agents.errors import RCError
+from rc_agents.service import GenerationParams, GenerationService, load
+from tests.tiny import saved
+
+pytestmark = pytest.mark.tiny
+COMMAND = [sys.executable, "-m", "rc_agents.cli"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a tiny model that never ends by itself."""
+    path = saved(tmp_path_factory.mktemp("models"), "llama", "prose")
+    model = AutoModelForCausalLM.from_pretrained(path)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ensemble(base, tmp_path_factory):
+    """A saved ensemble whose bridges speak."""
+    other = saved(tmp_path_factory.mktemp("models"), "llama", "prose", seed=1, layers=6)
+    model = rc_agents.couple(
+        str(base), {"medical": str(other)}, bridge={"start": "default", "gate": "fixed"}, sites=2
+    )
+    path = tmp_path_factory.mktemp("ensemble")
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    """Runs a command line; returns its exit code, stdout and stderr."""
+
+    def call(*words, stdin=None):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin) if stdin is not None else _Terminal())
+        code = run([str(word) for word in words])
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def answer(path, text, **chosen):
+    params = GenerationParams(**{"max_new_tokens": 6, **chosen})
+    return GenerationService(load(path)).generate(text, params)
+
+
+# generate
+
+
+def test_a_prompt_from_the_line_or_from_a_pipe(cli, ensemble):
+    expected = answer(ensemble, "Hello").text + "\n"
+    limit = ["--max-new-tokens", 6]
+    assert cli("generate", ensemble, "Hello", *limit) == (0, expected, "")
+    assert cli("generate", ensemble, *limit, stdin="Hello\n") == (0, expected, "")
+    assert cli("generate", ensemble, "-", "--stream", *limit, stdin="Hello") == (0, expected, "")
+
+
+def test_every_choice_reaches_the_service(cli, ensemble):
+    choices = ["--temperature", "0.9", "--top-p", "0.9", "--top-k", "40", "--seed", "3"]
+    choices += ["--strength", "medical=2", "--stop", "e", "--stop", "o", "--specialists", "medical"]
+    code, out, _ = cli("generate", ensemble, "Hi", "--max-new-tokens", 6, "--json", *choices)
+    expected = answer(
+        ensemble,
+        "Hi",
+        temperature=0.9,
+        top_p=0.9,
+        top_k=40,
+        seed=3,
+        strength={"medical": 2.0},
+        stop=["e", "o"],
+        specialists=["medical"],
+    )
+    assert (code, json.loads(out)["text"]) == (0, expected.text)
+    assert json.loads(out)["finish_reason"] == expected.finish_reason
+
+
+def test_the_anchor_alone_and_a_chat(cli, ensemble):
+    alone = answer(ensemble, "Hi", specialists=[]).text
+    limit = ["--max-new-tokens", 6]
+    assert cli("generate", ensemble, "Hi", "--specialists", "none", *limit)[1] == alone + "\n"
+    assert cli("generate", ensemble, "Hi", "--strength", "0", *limit)[1] == alone + "\n"
+    chat = answer(ensemble, [{"role": "user", "content": "Hi"}]).text
+    assert cli("generate", ensemble, "Hi", "--chat", *limit)[1] == chat + "\n"
+
+
+def test_models_that_are_put_together_in_the_line(cli, base):
+    words = ["--anchor", base, "--specialist", f"medical={base}", "--max-new-tokens", 6]
+    code, out, err = cli("generate", "Hi", *words)
+    assert (code, out) == (0, answer(base, "Hi").text + "\n")
+    assert err == "note: new bridges are untrained, so the anchor answers as it would alone\n"
+    dtypes = ["--dtype", "anchor=bfloat16,medical=float32", "--device-map", "cpu"]
+    code, out, _ = cli("info", *words[:4], *dtypes, "--json")
+    assert [one["dtype"] for one in json.loads(out)["models"]] == ["bfloat16", "float32"]
+
+
+# info
+
+
+def test_info_shows_what_the_ensemble_is(cli, ensemble):
+    model = load(ensemble)
+    code, out, err = cli("info", ensemble, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert [one["name"] for one in found["models"]] == ["anchor", "medical"]
+    assert found["sites"] == [
+        dict(zip(["anchor", "medical"], row, strict=True)) for row in model.sites
+    ]
+    assert {(one["source"], one["target"]) for one in found["edges"]} == set(model.edges)
+    assert all(one["gates"] == [1.0, 1.0] for one in found["edges"])
+    assert found["parameters"] == sum(one.numel() for one in model.parameters())
+    assert found["memory_bytes"] >= 4 * found["parameters"]
+    trained = sum(one.numel() for _, one in model.trainable_parameters())
+    assert found["trainable_parameters"] == trained
+    code, out, _ = cli("info", ensemble)
+    assert code == 0
+    for part in ("medical", "llama", "anchor -> medical", "1.000", f"{trained:,}"):
+        assert part in out
+
+
+def test_info_counts_shared_weights_once(cli, base, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(tmp_path)
+    words = ["--anchor", base, "--specialist", f"medical={base}+{tmp_path}"]
+    found = json.loads(cli("info", *words, "--json")[1])
+    single = json.loads(cli("info", base, "--json")[1])
+    extra = found["parameters"] - single["parameters"] - found["trainable_parameters"]
+    assert 0 < extra < 5000
+    assert found["models"][1]["from"] == {"base": str(base), "adapter": str(tmp_path)}
+
+
+# chat
+
+
+def test_a_chat_through_a_pipe(cli, ensemble):
+    lines = ["Hello", "", "/specialists none", "And?", "/reset", "Hello", "/strength 2", "Hello"]
+    lines += ["/quit", "never read"]
+    limit = ["--max-new-tokens", 6]
+    code, out, err = cli("chat", ensemble, *limit, stdin="\n".join(lines))
+    first = {"role": "user", "content": "Hello"}
+    one = answer(ensemble, [first]).text
+    talk = [first, {"role": "assistant", "content": one}, {"role": "user", "content": "And?"}]
+    two = answer(ensemble, talk, specialists=[]).text
+    three = answer(ensemble, [first], specialists=[]).text
+    talk = [first, {"role": "assistant", "content": three}, first]
+    four = answer(ensemble, talk, specialists=[], strength=2).text
+    assert (code, out) == (0, f"{one}\n{two}\n{three}\n{four}\n")
+    assert err == "specialists: none\na new chat\nstrength: 2\n"
+
+
+def test_a_chat_goes_on_after_a_mistake(cli, ensemble):
+    lines = ["/specialist x", "/specialists legal", "/strength high", "word " * 300, "Hello"]
+    code, out, err = cli("chat", ensemble, "--max-new-tokens", 6, stdin="\n".join(lines))
+    assert code == 0
+    assert out == answer(ensemble, [{"role": "user", "content": "Hello"}]).text + "\n"
+    assert [line.split(";")[0] for line in err.splitlines()][:3] == [
+        "error: unknown command '/specialist'",
+        "error: unknown specialist 'legal'",
+        "error: expected a number, got 'high'",
+    ]
+    assert "takes at most 256" in err.splitlines()[3]
+
+
+# Mistakes.
+
+BASE = "BASE"
+MISTAKES = [
+    (["generate", "/no/such/folder", "x"], "/no/such/folder"),
+    (["generate", BASE, ""], "a prompt is a text of at least one character"),
+    (["generate", BASE], "no prompt; pass one in quotes, or pipe it in"),
+    (["generate", BASE, "two", "words"], "too many words: 'words'; put the prompt in quotes"),
+    (["generate", "--anchor", BASE, "two", "words"], "too many words: 'words'"),
+    (["generate"], "no prompt"),
+    (["info"], "which model? name a saved ensemble or a model, or use --anchor"),
+    (["info", BASE, "--anchor", BASE], "name a MODEL or an --anchor, not both"),
+    (["info", BASE, "--specialist", f"a={BASE}"], "--specialist needs --anchor"),
+    (["info", "--anchor", BASE, "--specialist", BASE], "a specialist is NAME=REF or NAME=REF+"),
+    (["info", "--anchor", BASE, "--specialist", f"anchor={BASE}"], "belongs to the anchor"),
+    (["info", BASE, "--dtype", "float3"], "dtype 'float3' is unknown"),
+    (["info", BASE, "--device-map", "medical=cpu"], "unknown model 'medical'"),
+    (["info", BASE, "--device-map", "a=cpu,b"], "expected one value for all or NAME=VALUE"),
+    (["generate", BASE, "x", "--temperature", "-1"], "temperature is a finite number"),
+    (["generate", BASE, "x", "--specialists", "medical"], "unknown specialist 'medical'"),
+    (["generate", BASE, "x", "--strength", "loud"], "expected a number, got 'loud'"),
+    (["generate", BASE, "x", "--stream", "--json"], "--stream and --json do not go together"),
+    (["specialize", BASE, "/no/such/data", "out"], "training data /no/such/data does not exist"),
+    (["specialize", BASE, BASE, "out", "--steps", "0"], "steps must be positive"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(cli, base, words, message):
+    code, out, err = cli(*(word.replace(BASE, str(base)) for word in words))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_option_or_command_is_exit_code_2(cli):
+    assert cli("generat")[0] == 2
+    assert cli("info", "--jason")[0] == 2
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(cli):
+    for words in (["--debug", "info"], ["info", "--debug"]):
+        code, _, err = cli(*words)
+        assert code == 2
+        assert "Traceback" in err
+        assert err.splitlines()[-1].startswith("error: which model?")
+
+
+def test_a_missing_library_is_named_with_its_extra(cli, base, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    data = tmp_path / "notes.txt"
+    data.write_text("The river came down from the hills in spring. " * 40)
+    code, _, err = cli("specialize", base, data, tmp_path / "out", "--steps", 1)
+    assert code == 2
+    assert "rc-agents[train]" in err.splitlines()[-1]
+
+
+def test_help_and_version(cli):
+    code, out, _ = cli("--version")
+    assert (code, out) == (0, f"rc-agents {rc_agents.__version__}\n")
+    for words in (["--help"], ["generate", "-h"], ["chat", "--help"]):
+        code, out, _ = cli(*words)
+        assert code == 0
+        assert "Usage: rc-agents" in out
+    assert app_object is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "read"), [("all", None), (None, None), ("none", []), ("a, b", ["a", "b"])]
+)
+def test_names(text, read):
+    assert names(text) == read
+
+
+def test_specialists_and_maps_are_read(tmp_path):
+    plus = tmp_path / "a+b"
+    plus.mkdir()
+    assert specialist(f"x={plus}")[1] == rc_agents.ModelRef(base=str(plus))
+    read = specialist("x=package:smollm2-135m+package:python")[1]
+    assert read == rc_agents.ModelRef(base="package:smollm2-135m", adapter="package:python")
+    assert by_name("a=1,b=x", str) == {"a": "1", "b": "x"}
+    with pytest.raises(RCError):
+        specialist("x=")
+
+
+# specialize
+
+
+def test_specialize_makes_an_adapter(cli, base, tmp_path):
+    data = tmp_path / "facts.jsonl"
+    pairs = [{"question": f"What is {n}?", "answer": f"The {n}th."} for n in range(8)]
+    data.write_text("\n".join(map(json.dumps, pairs)))
+    words = [base, data, tmp_path / "facts", "--steps", 2, "--batch-size", 4, "--dtype", "float32"]
+    code, out, err = cli("specialize", *words, "--json")
+    assert code == 0, err
+    assert json.loads(out)["steps"] == 2
+    words = ["--anchor", base, "--specialist", f"facts={base}+{tmp_path / 'facts'}"]
+    assert cli("generate", "What", *words, "--max-new-tokens", 2)[0] == 0
+
+
+# Signals and pipes.
+
+
+def _start(*words, **streams):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [*COMMAND, *map(str, words)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        **streams,
+    )
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_ends_the_stream_quietly(base):
+    process = _start("generate", base, "x", "--stream", "--max-new-tokens", 240)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) != 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_quietly(base):
+    process = _start("generate", base, "x", "--stream", "--max-new-tokens", 240)
+    process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) in (130, 0)  # 0 where the text was done before the signal came
+    assert process.stderr.read() == b""
+
+
+@pytest.mark.slow
+def test_a_chat_in_a_process_of_its_own(base):
+    process = _start("chat", base, "--max-new-tokens", 4)
+    out, err = process.communicate(b"Hello\n/quit\n", timeout=120)
+    assert process.returncode == 0
+    assert err == b""
+    assert out.endswith(b"\n")

@@ -1,0 +1,118 @@
+"""The demo's measures and report; its figures on real models are in the slow tier."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from rc_agents import packaged
+from rc_agents.demo import facts, measure, recipe_bridges, report
+from rc_agents.demo.provenance import git_hash, provenance
+from rc_agents.errors import PackageError
+from tests.tiny import tiny
+from tests.tiny_tokenizers import PROSE, tiny_tokenizer
+
+
+class Knows:
+    """A subject that answers from a table."""
+
+    def __init__(self, titles):
+        self.titles = titles
+
+    def answer(self, prompts, new_tokens=16):
+        return [self.titles.get(prompt.split("code ")[1][:3], "no idea") for prompt in prompts]
+
+
+def needs(what, *arguments):
+    try:
+        return what(*arguments)
+    except PackageError as error:
+        pytest.skip(str(error))
+
+
+def test_no_held_out_fact_is_in_bridge_training():
+    splits = needs(facts.load)
+    needs(packaged.text, "general")
+    tokenizer = tiny_tokenizer("prose")
+    held_out = {fact.code for fact in splits.held_out}
+    titles = {facts.normalise(fact.title) for fact in splits.held_out}
+    pairs = [r for r in recipe_bridges.records(tokenizer) if hasattr(r, "prompt")]
+    assert len(pairs) >= 2 * 250
+    assert not [p for p in pairs if any(f"code {code}" in p.prompt for code in held_out)]
+    assert not titles & {facts.normalise(pair.completion) for pair in pairs}
+
+
+def test_no_measured_document_is_in_training():
+    needs(packaged.text, "general")
+    for kind in packaged.TEXTS:
+        split = recipe_bridges.text_split(kind)
+        test = {record.key for record in split.test}
+        assert test
+        assert not test & {record.key for record in [*split.train, *split.validation]}
+
+
+def test_exact_match_counts_normalised_titles():
+    chosen = [facts.Fact("A00", "Cholera"), facts.Fact("A38", "Scarlet fever")]
+    share = measure.exact_match(Knows({"A00": " cholera.\nand more", "A38": "Fever"}), chosen)
+    assert (share.hits, share.count) == (1, 2)
+
+
+def test_a_share_has_its_wilson_interval():
+    low, high = measure.Share(90, 100).interval
+    assert (low, high) == (pytest.approx(0.8256, abs=1e-3), pytest.approx(0.9448, abs=1e-3))
+    assert measure.Share(0, 50).interval[0] == pytest.approx(0)
+
+
+@pytest.mark.tiny
+def test_perplexity_and_log_probabilities_are_the_models_own():
+    tokenizer = tiny_tokenizer("prose")
+    model = tiny("llama", vocab_size=len(tokenizer))
+    subject = measure.Subject(model, tokenizer)
+    text = PROSE.splitlines()[0]
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        loss = float(model(ids, labels=ids).loss)
+    found = measure.perplexity(subject, [text], length=1000)
+    assert found.value == pytest.approx(math.exp(loss), rel=1e-4)
+    assert found.tokens == ids.shape[1] - 1
+    short, padded = measure.mean_logprobs(subject, "The river", [" came", " came down from the hills"])
+    alone = measure.mean_logprobs(subject, "The river", [" came"])[0]
+    assert short == pytest.approx(alone, abs=1e-4)
+    assert padded != short
+
+
+def test_the_report_shows_the_results_and_escapes_text(tmp_path):
+    share = {"value": 0.5, "hits": 1, "count": 2, "wilson_95": (0.1, 0.9)}
+    ppl = {"value": 12.0, "documents": 1, "tokens": 9}
+    results = {
+        "answers": [{"code": "A00", "title": "Cholera", "frozen anchor": "<b>", "ensemble": "Cholera"}],
+        "accuracy": {"ensemble": {"exact_match": share, "choice_of_10": share}},
+        "perplexity": {"general": {"frozen anchor": ppl, "ensemble": ppl, "change": 0.0}},
+        "latency": {"handoff": {"median_s": 2.0, "all_s": [2.0], "right": 1, "count": 1}},
+        "provenance": provenance(0),
+        "settings": {},
+        "seconds": 1.0,
+    }
+    json.dumps(results)
+    page = report.write(results, tmp_path).read_text(encoding="utf-8")
+    assert "&lt;b&gt;" in page
+    assert "50.0 % (1/2" in page
+    assert page.count("<svg") == 2
+
+
+def test_a_figure_names_its_commit():
+    assert git_hash() == "none" or len(git_hash().split("+")[0]) == 12
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_shipped_ensemble_answers_held_out_questions():
+    import rc_agents
+
+    model = needs(rc_agents.CoupledForCausalLM.from_pretrained, "package:demo")
+    chosen = facts.load().held_out[::5]
+    frozen = measure.exact_match(measure.Subject(model, model.tokenizer, []), chosen)
+    ensemble = measure.exact_match(measure.Subject(model, model.tokenizer), chosen)
+    assert frozen.value < 0.1
+    assert ensemble.value > 0.5
