@@ -22,7 +22,12 @@ import rc_agents
 from rc_agents import packaged
 from rc_agents.demo.provenance import provenance
 
-LIMITS = {("lockstep", "pass"): 1.05, ("lockstep", "step"): 1.05, ("threads", "pass"): 1.15, ("threads", "step"): 1.35}
+LIMITS = {
+    ("lockstep", "pass"): 1.05,
+    ("lockstep", "step"): 1.05,
+    ("threads", "pass"): 1.15,
+    ("threads", "step"): 1.35,
+}
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -44,13 +49,16 @@ def decode(model: Any, ids: torch.Tensor, cache: Any, steps: int) -> None:
     cache.crop(-steps)
 
 
-def measure(model: rc_agents.CoupledForCausalLM, tokens: int, prefix: int, steps: int, repeats: int) -> dict[str, Any]:
+def measure(
+    model: rc_agents.CoupledForCausalLM, tokens: int, prefix: int, steps: int, repeats: int
+) -> dict[str, Any]:
     """Times of the ensemble and of each frozen model by itself, for a pass and for decoded steps."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(100, model.config.vocab_size, (1, tokens), generator=generator)
     singles = {f"frozen {name}": single for name, single in model.models.items()}
     passes: dict[str, Callable[[], Any]] = {
-        name: lambda single=single: single(input_ids=ids, use_cache=False) for name, single in singles.items()
+        name: lambda single=single: single(input_ids=ids, use_cache=False)
+        for name, single in singles.items()
     }
     runs: dict[str, Callable[[], Any]] = {}
     for name, single in singles.items():
@@ -59,8 +67,12 @@ def measure(model: rc_agents.CoupledForCausalLM, tokens: int, prefix: int, steps
         runs[name] = lambda single=single, cache=cache: decode(single, ids, cache, steps)
     for schedule in ("lockstep", "threads"):
         passes[schedule] = lambda schedule=schedule: scheduled(model, schedule)(input_ids=ids)
-        coupled = scheduled(model, schedule)(input_ids=ids[:, :prefix], use_cache=True).past_key_values
-        runs[schedule] = lambda schedule=schedule, cache=coupled: decode(scheduled(model, schedule), ids, cache, steps)
+        coupled = scheduled(model, schedule)(
+            input_ids=ids[:, :prefix], use_cache=True
+        ).past_key_values
+        runs[schedule] = lambda schedule=schedule, cache=coupled: decode(
+            scheduled(model, schedule), ids, cache, steps
+        )
     with torch.inference_mode():
         return {"pass": interleaved(passes, repeats), "step": interleaved(runs, repeats)}
 
@@ -77,7 +89,9 @@ def ratios(times: dict[str, Any]) -> list[dict[str, Any]]:
     for kind, by_name in times.items():
         frozen = [values for name, values in by_name.items() if name.startswith("frozen")]
         for schedule, combine in (("lockstep", sum), ("threads", max)):
-            each = [own / combine(parts) for own, *parts in zip(by_name[schedule], *frozen, strict=True)]
+            each = [
+                own / combine(parts) for own, *parts in zip(by_name[schedule], *frozen, strict=True)
+            ]
             base = combine(statistics.median(values) for values in frozen)
             rows.append(
                 {
@@ -95,21 +109,35 @@ def ratios(times: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Prints a table and a JSON line."""
-    parser = argparse.ArgumentParser(description="Time coupled passes against the frozen models' own.")
-    parser.add_argument("--model", default="package:smollm2-135m", help="id, path or package:NAME of both models")
+    parser = argparse.ArgumentParser(
+        description="Time coupled passes against the frozen models' own."
+    )
+    parser.add_argument(
+        "--model", default="package:smollm2-135m", help="id, path or package:NAME of both models"
+    )
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--prefix", type=int, default=64)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    place = packaged.resolve(arguments.model) if packaged.is_packaged(arguments.model) else Path(arguments.model)
+    place = (
+        packaged.resolve(arguments.model)
+        if packaged.is_packaged(arguments.model)
+        else Path(arguments.model)
+    )
     models = [AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32) for _ in range(2)]
-    model = rc_agents.couple(models[0], {"twin": models[1]}, topology="star_bilateral", alignment="shared")
+    model = rc_agents.couple(
+        models[0], {"twin": models[1]}, topology="star_bilateral", alignment="shared"
+    )
     with torch.inference_mode():
-        times = measure(model, arguments.tokens, arguments.prefix, arguments.steps, arguments.repeats)
+        times = measure(
+            model, arguments.tokens, arguments.prefix, arguments.steps, arguments.repeats
+        )
     rows = ratios(times)
-    print(f"{'schedule':9} {'kind':5} {'ratio':>6} {'lowest':>7} {'highest':>8} {'aim':>5}  against")
+    print(
+        f"{'schedule':9} {'kind':5} {'ratio':>6} {'lowest':>7} {'highest':>8} {'aim':>5}  against"
+    )
     for row in rows:
         print(
             f"{row['schedule']:9} {row['kind']:5} {row['ratio']:6.3f} {row['low']:7.3f} {row['high']:8.3f} "

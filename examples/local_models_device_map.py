@@ -45,8 +45,9 @@ def main() -> None:
 
 def make(folder: str, kind: str) -> Path:
     """Writes a tiny random model."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 128}
-    config = AutoConfig.for_model(kind, intermediate_size=64, **sizes)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "vocab_size": 128}
+    config = AutoConfig.for_model(kind, **sizes, **heads)
     path = Path(folder) / kind
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     return path

@@ -78,7 +78,7 @@ class Loader:
             model = backbone.share_weights(model)
         device_map = placement.device_map_of(name, self.device_map, self.names)
         if isinstance(device_map, (str, int, torch.device)) and device_map != "auto":
-            model.to(device_map)
+            model.to(device_map)  # type: ignore[arg-type]
         elif device_map is not None:
             warnings.warn(
                 f"device_map has no effect on {name!r}, which was passed in loaded", stacklevel=4

@@ -208,7 +208,7 @@ def _with_adapter(name: str, base: PreTrainedModel, ref: ModelRef) -> PreTrained
         config = peft.PeftConfig.from_pretrained(place, revision=ref.adapter_revision)
         weights = peft.utils.load_peft_weights(place, device="cpu", revision=ref.adapter_revision)
         peft.inject_adapter_in_model(config, base)
-        result = peft.set_peft_model_state_dict(base, weights)
+        result: Any = peft.set_peft_model_state_dict(base, weights)
         if result.unexpected_keys:
             raise ValueError(
                 f"it has weights that the base has no place for, such as {result.unexpected_keys[0]!r}"

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .errors import ConfigError, nearest
 from .topology import ANCHOR, Edge, resolve
@@ -156,6 +156,13 @@ def from_fields(cls: type, values: dict[str, Any]) -> Any:
     return cls(**values)
 
 
+def _own_config(values: dict[str, Any]) -> PreTrainedConfig:
+    """A model's own config; of the general class where its type comes with code of its own."""
+    known = values.get("model_type") in CONFIG_MAPPING
+    config: PreTrainedConfig = (AutoConfig.for_model if known else PreTrainedConfig)(**values)
+    return config
+
+
 class CouplingConfig(PreTrainedConfig):
     """The whole ensemble as data; saved as config.json beside the bridges.
 
@@ -164,6 +171,7 @@ class CouplingConfig(PreTrainedConfig):
         models: for each name the fields of its `ModelRef`.
         model_configs: for each name its own Hugging Face config.
         fingerprints: for each name the hash of its base (and adapter) files; None where unknown.
+        dtypes: for each name the dtype of its weights when the ensemble was saved.
         topology: a preset's name or a list of [source, target] pairs.
         bridge: fields of `BridgeConfig`.
         site_layers: for each site the 1-based block of every model, in the order of `names`.
@@ -176,31 +184,33 @@ class CouplingConfig(PreTrainedConfig):
 
     model_type = "residual_coupling"
     names: list[str] | None = None
-    models: dict | None = None
-    model_configs: dict | None = None
-    fingerprints: dict | None = None
-    topology: str | list = "multi_bilateral"
-    bridge: dict | None = None
-    site_layers: list | None = None
-    alignment: dict | None = None
+    models: dict[str, Any] | None = None
+    model_configs: dict[str, Any] | None = None
+    fingerprints: dict[str, Any] | None = None
+    dtypes: dict[str, Any] | None = None
+    topology: str | list[Any] = "multi_bilateral"
+    bridge: dict[str, Any] | None = None
+    site_layers: list[Any] | None = None
+    alignment: dict[str, Any] | None = None
     mix: str = "anchor"
     schedule: str = "lockstep"
-    history: dict | None = None
+    history: dict[str, Any] | None = None
     bases_included: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.names = list(self.names or [ANCHOR])
         self.models = dict(self.models or {})
         self.model_configs = {
-            name: AutoConfig.for_model(**value) if isinstance(value, dict) else value
+            name: _own_config(value) if isinstance(value, dict) else value
             for name, value in (self.model_configs or {}).items()
         }
         self.bridge = BridgeConfig.of(self.bridge).to_dict()
         self.alignment = dict(self.alignment or {})
         self.fingerprints = dict(self.fingerprints or {})
+        self.dtypes = dict(self.dtypes or {})
         self.history = dict(self.history or {})
         kwargs.setdefault("tie_word_embeddings", False)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     @property
     def edges(self) -> tuple[Edge, ...]:

@@ -26,7 +26,7 @@ _PRIVATE = (
 class CoupledGeneration(GenerationMixin):
     """What `generate` needs to know about an ensemble."""
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: Tensor | None = None,
         *args: Any,

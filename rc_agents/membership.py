@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedModel
+
 from . import backbone, checkpoint
 from .assembly import Loader, Reference, alignment_of, check_mix, custom_topology, specialist_layers
 from .bridges.router import check_widths
@@ -40,7 +42,7 @@ def add(
     maps = {} if device_map is None else {name: device_map}
     kinds = {} if dtype is None else {name: dtype}
     loader = Loader(names, maps or None, kinds or None, tokenizers, members=dict(ensemble.members))
-    if not kinds and not isinstance(reference, backbone.PreTrainedModel):
+    if not kinds and not isinstance(reference, PreTrainedModel):
         loader.dtype = ensemble.dtype
     member = loader.add(name, reference)
     how = alignment_of(ensemble.members[ANCHOR], member, alignment)
@@ -64,7 +66,7 @@ def add(
         for edge in new:
             ensemble._build_bridges(edge)
         if bridges is not None:
-            checkpoint.load_edges(ensemble, bridges, name, new)
+            checkpoint.load_edges(ensemble, bridges, new)
     except Exception:
         del ensemble.members[name]
         delattr(ensemble, f"lm_{name}")
@@ -113,7 +115,7 @@ def remove(ensemble: CoupledForCausalLM, name: str) -> None:
     ensemble.__dict__.get("_tables", {}).pop(name, None)
     config.names = ensemble.names
     config.site_layers = [[*row[:column], *row[column + 1 :]] for row in config.site_layers or []]
-    for field in ("models", "model_configs", "alignment", "fingerprints"):
+    for field in ("models", "model_configs", "alignment", "fingerprints", "dtypes"):
         setattr(
             config,
             field,
@@ -124,5 +126,6 @@ def remove(ensemble: CoupledForCausalLM, name: str) -> None:
         key: value for key, value in (config.history or {}).items() if key not in keys
     }
     ensemble.mixer.remove(name)
+    config.mix = ensemble.mixer.kind
     for router in ensemble.routers:
         del router.rows[name]

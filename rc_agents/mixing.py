@@ -47,6 +47,7 @@ class OutputMixer(nn.Module):
         """Forgets a model."""
         if self.kind == "sigmoid":
             self.kind = "anchor"
+            del self.value
         elif self.kind == "learned":
             del self.values[name]
 

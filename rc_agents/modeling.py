@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,16 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
         column = self.names.index(name)
         layers = {row[column]: site for site, row in enumerate(self.sites)}
         self._handles[name] = backbone.tap(self.models[name], layers)
+
+    @contextmanager
+    def untapped(self, name: str) -> Iterator[None]:
+        """Takes the taps off one model inside a `with` block."""
+        for handle in self._handles.pop(name):
+            handle.remove()
+        try:
+            yield
+        finally:
+            self._tap(name)
 
     def _build_bridges(self, edge: Edge) -> None:
         """Makes one edge's bridges, each on the device of its target's block."""
@@ -389,7 +399,7 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
             )
         return {each: backbone.weights_hash(model) for each, model in self.models.items()}
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *, include_bases: bool = False, **kwargs: Any
     ) -> None:
         """Saves bridges, config, generation config, the anchor's tokenizer and a model card; no base weights.
@@ -399,6 +409,15 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
             include_bases: also save the base models, as live models without a path need.
         """
         checkpoint.save_checkpoint(self, save_directory, include_bases=include_bases, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Uploads what `save_pretrained` writes to the Hugging Face hub.
+
+        Args:
+            repo_id: owner/name; made where it is not there.
+            include_bases, private, token, revision, commit_message, create_pr: see `checkpoint.push`.
+        """
+        return checkpoint.push(self, repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> CoupledForCausalLM:

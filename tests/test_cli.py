@@ -289,7 +289,7 @@ def test_specialize_makes_an_adapter(cli, base, tmp_path):
 # Signals and pipes.
 
 
-def _start(*words, **streams):
+def _start(*words):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [*COMMAND, *map(str, words)],
@@ -297,32 +297,30 @@ def _start(*words, **streams):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
-        **streams,
     )
 
 
 @pytest.mark.slow
 def test_a_reader_that_leaves_ends_the_stream_quietly(base):
-    process = _start("generate", base, "x", "--stream", "--max-new-tokens", 240)
-    process.stdout.read(1)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait(60) != 0
+    with _start("generate", base, "x", "--stream", "--max-new-tokens", 240) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) != 0
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_quietly(base):
-    process = _start("generate", base, "x", "--stream", "--max-new-tokens", 240)
-    process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) in (130, 0)  # 0 where the text was done before the signal came
-    assert process.stderr.read() == b""
+    with _start("generate", base, "x", "--stream", "--max-new-tokens", 240) as process:
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) in (130, 0)  # 0 where the text was done before the signal came
+        assert process.stderr.read() == b""
 
 
 @pytest.mark.slow
 def test_a_chat_in_a_process_of_its_own(base):
-    process = _start("chat", base, "--max-new-tokens", 4)
-    out, err = process.communicate(b"Hello\n/quit\n", timeout=120)
-    assert process.returncode == 0
-    assert err == b""
+    with _start("chat", base, "--max-new-tokens", 4) as process:
+        out, err = process.communicate(b"Hello\n/quit\n", timeout=120)
+    assert (process.returncode, err) == (0, b"")
     assert out.endswith(b"\n")

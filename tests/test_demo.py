@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rc_agents import packaged
-from rc_agents.demo import facts, measure, recipe_bridges, report
+from rc_agents.demo import facts, measure, recipe_bridges, report, texts
 from rc_agents.demo.provenance import git_hash, provenance
 from rc_agents.errors import PackageError
 from tests.tiny import tiny
@@ -46,7 +46,7 @@ def test_no_held_out_fact_is_in_bridge_training():
 def test_no_measured_document_is_in_training():
     needs(packaged.text, "general")
     for kind in packaged.TEXTS:
-        split = recipe_bridges.text_split(kind)
+        split = texts.split(kind)
         test = {record.key for record in split.test}
         assert test
         assert not test & {record.key for record in [*split.train, *split.validation]}
@@ -76,7 +76,9 @@ def test_perplexity_and_log_probabilities_are_the_models_own():
     found = measure.perplexity(subject, [text], length=1000)
     assert found.value == pytest.approx(math.exp(loss), rel=1e-4)
     assert found.tokens == ids.shape[1] - 1
-    short, padded = measure.mean_logprobs(subject, "The river", [" came", " came down from the hills"])
+    short, padded = measure.mean_logprobs(
+        subject, "The river", [" came", " came down from the hills"]
+    )
     alone = measure.mean_logprobs(subject, "The river", [" came"])[0]
     assert short == pytest.approx(alone, abs=1e-4)
     assert padded != short
@@ -86,7 +88,9 @@ def test_the_report_shows_the_results_and_escapes_text(tmp_path):
     share = {"value": 0.5, "hits": 1, "count": 2, "wilson_95": (0.1, 0.9)}
     ppl = {"value": 12.0, "documents": 1, "tokens": 9}
     results = {
-        "answers": [{"code": "A00", "title": "Cholera", "frozen anchor": "<b>", "ensemble": "Cholera"}],
+        "answers": [
+            {"code": "A00", "title": "Cholera", "frozen anchor": "<b>", "ensemble": "Cholera"}
+        ],
         "accuracy": {"ensemble": {"exact_match": share, "choice_of_10": share}},
         "perplexity": {"general": {"frozen anchor": ppl, "ensemble": ppl, "change": 0.0}},
         "latency": {"handoff": {"median_s": 2.0, "all_s": [2.0], "right": 1, "count": 1}},

@@ -94,6 +94,7 @@ def test_of_several_threads_one_converts(conversions):
     assert len(conversions) == 1
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forked on purpose
 def test_of_several_processes_one_converts(conversions):
     context = multiprocessing.get_context("fork")
     counted = context.Value("i", 0)
@@ -135,7 +136,6 @@ def test_altered_package_is_refused(conversions, tmp_path):
 
 
 def test_missing_package_names_its_command(conversions, monkeypatch):
-    monkeypatch.setattr(models.MODELS["made-up"], "__dict__", {}, raising=False)
     model = PackagedModel(
         requirements=("not-there==1",),
         parts=(("not_there_at_all", "m"),),

@@ -55,7 +55,7 @@ def test_a_branch_token_sees_its_own_past_alone(arch):
     positions = torch.cat([torch.arange(14), torch.tensor([root, root + 1])])[None]
     allowed = torch.ones(16, 16, dtype=torch.bool).tril()
     allowed[14:, root:14] = False
-    sight = Sight(allowed[None], positions[:, :, None] - positions[:, None, :])
+    sight = Sight(allowed[None], positions, positions)
     logits = model(
         ids, attention_mask=sight.mask(model), position_ids=positions, past_key_values=DynamicCache()
     ).logits

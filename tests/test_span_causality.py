@@ -106,14 +106,3 @@ def test_every_source_token_lies_at_or_before_one_that_is_read(model, text):
         assert int(plan.picks[name][0, -1]) == int(step.real.sum()) - 1
         if whole:
             assert int(plan.reads[name].max()) == last_column
-
-
-def test_the_rule_it_replaces_let_a_later_byte_choose():
-    """Reading from the tokens of the whole text alone is not causal: the reason for branches."""
-    model = span_ensemble(*ENSEMBLES["pair"], topology="unilateral")
-    texts = ["the pe", "the people"]
-    plans = []
-    for text in texts:
-        cache = model(ids_of(model, text), use_cache=True).past_key_values
-        plans.append([index for index, _ in cache.texts["medical"].rows[0].pieces])
-    assert common(*plans) < len(plans[0])

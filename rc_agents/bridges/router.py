@@ -30,7 +30,8 @@ class Router(nn.Module):
 
     def add(self, name: str) -> None:
         """Adds a model's row, at nn.Linear's default start."""
-        self.rows[name] = nn.Linear(self.width, 1, dtype=torch.float32)
+        row = nn.Linear(self.width, 1, dtype=torch.float32)
+        self.rows[name] = row.to(next(self.parameters(), row.weight).device)
 
     def forward(
         self, states: dict[str, Tensor], presence: Mapping[str, Tensor] | None = None

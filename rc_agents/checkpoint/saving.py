@@ -107,13 +107,11 @@ def _describe(ensemble: CoupledForCausalLM) -> dict[str, Any]:
         name: known.get(name) or fingerprint(member, weights=member.ref.base is None)
         for name, member in ensemble.members.items()
     }
-    data = config.to_dict()
-    data["dtypes"] = {
+    config.dtypes = {
         name: str(model.dtype).removeprefix("torch.") for name, model in ensemble.models.items()
     }
-    data["bases_included"] = False
-    data["architectures"] = [type(ensemble).__name__]
-    return data
+    config.architectures = [type(ensemble).__name__]
+    return config.to_dict() | {"bases_included": False}
 
 
 def _write_bases(
@@ -133,17 +131,24 @@ def _write_bases(
 
 
 def _commit(staging: Path, target: Path) -> None:
-    """Moves what was written into place, config.json last, and then removes what it no longer names."""
-    (target / "bases").mkdir(exist_ok=True)
+    """Moves what was written into place, config.json last; then removes what nothing names any more."""
+    config = json.loads((staging / CONFIG).read_text(encoding="utf-8"))
+    bases = {Path(ref["base"]).name for ref in config["models"].values()}
     for base in (staging / "bases").glob("*"):
-        if not (target / "bases" / base.name).exists():
-            base.replace(target / "bases" / base.name)
-    new = sorted(path for path in staging.iterdir() if path.is_file() and path.name != CONFIG)
-    for path in new:
-        path.replace(target / path.name)
-    kept = {path.name for path in (staging / "bases").parent.glob(f"{PREFIX}*")}
+        place = target / "bases" / base.name
+        if not place.exists():  # its name says what it holds
+            place.parent.mkdir(exist_ok=True)
+            base.replace(place)
+    for file in staging.iterdir():
+        if file.is_file() and file.name != CONFIG:
+            file.replace(target / file.name)
     (staging / CONFIG).replace(target / CONFIG)
-    del kept
+    for old in target.glob(f"{PREFIX}*.safetensors"):
+        if old.name != config["bridges_file"]:
+            old.unlink(missing_ok=True)
+    for old in (target / "bases").glob("*"):
+        if old.name not in bases:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write(path: Path, data: bytes) -> None:

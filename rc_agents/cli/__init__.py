@@ -8,7 +8,7 @@ from collections.abc import Sequence
 try:
     import typer  # noqa: F401
 except ImportError:
-    app = None
+    app = None  # type: ignore[assignment]
 else:
     from .app import app, run
 

@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
     words = [word for n, word in enumerate(words) if n >= end or word != "--debug"]
     _quiet_libraries()
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        warnings.showwarning = _show_warning
         try:
             app(words, prog_name=PROGRAM)
         except SystemExit as done:

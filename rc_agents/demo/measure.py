@@ -45,12 +45,16 @@ class Subject:
     @torch.inference_mode()
     def logits(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Next-token logits, (B, T, V)."""
-        return self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **self.options).logits
+        return self.model(
+            input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **self.options
+        ).logits
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[str], new_tokens: int = NEW_TOKENS) -> list[str]:
         """Greedy answers to left-padded prompts."""
-        batch = self.tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
+        batch = self.tokenizer(
+            list(prompts), return_tensors="pt", padding=True, padding_side="left"
+        )
         ids = self.model.generate(
             **batch,
             max_new_tokens=new_tokens,
@@ -60,7 +64,9 @@ class Subject:
             pad_token_id=self.tokenizer.pad_token_id,
             **self.options,
         )
-        return self.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        return self.tokenizer.batch_decode(
+            ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,9 @@ class Share:
         return f"{100 * self.value:.1f} % ({self.hits}/{self.count}; 95 % {100 * low:.1f} to {100 * high:.1f})"
 
 
-def exact_match(subject: Subject, chosen: Sequence[facts.Fact], *, batch: int = 32, label: str = "") -> Share:
+def exact_match(
+    subject: Subject, chosen: Sequence[facts.Fact], *, batch: int = 32, label: str = ""
+) -> Share:
     """Share of facts whose generated title is right, normalised."""
     hits = 0
     for part in _chunks(chosen, batch, label):
@@ -96,7 +104,14 @@ def exact_match(subject: Subject, chosen: Sequence[facts.Fact], *, batch: int = 
     return Share(hits, len(chosen))
 
 
-def choice(subject: Subject, chosen: Sequence[facts.Fact], pool: Sequence[facts.Fact], *, seed: int, label: str = "") -> Share:
+def choice(
+    subject: Subject,
+    chosen: Sequence[facts.Fact],
+    pool: Sequence[facts.Fact],
+    *,
+    seed: int,
+    label: str = "",
+) -> Share:
     """Share of facts whose own title has the highest mean log-probability a token among ten of the pool's titles."""
     hits = 0
     for (fact,) in _chunks(chosen, 1, label):
@@ -112,7 +127,9 @@ def mean_logprobs(subject: Subject, prompt: str, endings: Sequence[str]) -> list
     tails = [subject.tokenizer(ending, add_special_tokens=False).input_ids for ending in endings]
     width = len(head) + max(map(len, tails))
     ids = torch.tensor([head + tail + [0] * (width - len(head) - len(tail)) for tail in tails])
-    mask = torch.tensor([[1] * (len(head) + len(tail)) + [0] * (width - len(head) - len(tail)) for tail in tails])
+    mask = torch.tensor(
+        [[1] * (len(head) + len(tail)) + [0] * (width - len(head) - len(tail)) for tail in tails]
+    )
     logprobs = subject.logits(ids, mask)[:, len(head) - 1 : -1].float().log_softmax(-1)
     return [float(logprobs[k, range(len(tail)), tail].mean()) for k, tail in enumerate(tails)]
 
@@ -126,11 +143,15 @@ class Perplexity:
     tokens: int
 
 
-def perplexity(subject: Subject, documents: Sequence[str], *, length: int = 128, label: str = "") -> Perplexity:
+def perplexity(
+    subject: Subject, documents: Sequence[str], *, length: int = 128, label: str = ""
+) -> Perplexity:
     """Perplexity over the first `length` tokens of each document."""
     total, count = 0.0, 0
     for (text,) in _chunks(documents, 1, label):
-        ids = subject.tokenizer(text, return_tensors="pt", truncation=True, max_length=length).input_ids
+        ids = subject.tokenizer(
+            text, return_tensors="pt", truncation=True, max_length=length
+        ).input_ids
         if ids.shape[1] > 1:
             logits = subject.logits(ids, torch.ones_like(ids))[0, :-1].float()
             total += float(cross_entropy(logits, ids[0, 1:], reduction="sum"))
@@ -141,7 +162,9 @@ def perplexity(subject: Subject, documents: Sequence[str], *, length: int = 128,
 def handoff(anchor: Subject, specialist: Subject, fact: facts.Fact) -> str:
     """Text between models: the specialist answers, the anchor reads its answer and answers."""
     told = specialist.answer([facts.qa_prompt(fact)])[0].strip()
-    return anchor.answer([f"Reference: ICD-10-CM code {fact.code} is {told}.\n{facts.qa_prompt(fact)}"])[0]
+    return anchor.answer(
+        [f"Reference: ICD-10-CM code {fact.code} is {told}.\n{facts.qa_prompt(fact)}"]
+    )[0]
 
 
 def seconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:

@@ -20,13 +20,12 @@ import torch
 
 import rc_agents
 from rc_agents import packaged
-from rc_agents.demo import facts, measure
+from rc_agents.demo import facts, measure, texts
 from rc_agents.training import data
 from rc_agents.training.bridges import TrainConfig, TrainResult, train
 
 BASE = "package:smollm2-135m"
 SPECIALISTS = {"medical": "package:medical-coding", "code": "package:python"}
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SEED = 0
 SITES = [30]
 SCALE = 4.0
@@ -45,36 +44,30 @@ TRAIN = TrainConfig(
 )
 
 
-def text_split(kind: str) -> data.Split:
-    """Packaged text in train, validation and test documents, by the hash of each document."""
-    return data.split(data.read(packaged.text(kind)), validation=0.05, test=0.1, seed=SEED)
-
-
-def chat_prompt(tokenizer: Any, fact: facts.Fact) -> str:
-    """The question in the anchor's chat template, up to where the assistant answers."""
-    return tokenizer.apply_chat_template(facts.chat(fact), tokenize=False, add_generation_prompt=True)
-
-
 def records(tokenizer: Any) -> list[data.Record]:
     """Questions about the bridge split, plain and as chat, and Python source."""
     pairs: list[data.Record] = []
     for fact in facts.load().bridge:
         pairs += [
             data.Pair(facts.qa_prompt(fact), facts.qa_answer(fact), "plain"),
-            data.Pair(chat_prompt(tokenizer, fact), fact.title, "chat"),
+            data.Pair(facts.chat_prompt(tokenizer, fact), fact.title, "chat"),
         ]
-    return pairs + text_split("python").train[:40]
+    return pairs + texts.split("python").train[:40]
 
 
 def retained() -> list[data.Record]:
     """General and medical prose on which the ensemble shall stay the frozen anchor."""
-    return [*text_split("general").train[:300], *text_split("medical").train[:150]]
+    return [*texts.split("general").train[:300], *texts.split("medical").train[:150]]
 
 
 def build(medical: str | None = None, code: str | None = None) -> rc_agents.CoupledForCausalLM:
     """Couples the anchor and the two specialists: bridges at SCALE times the identity, gates nearly shut."""
-    adapters = SPECIALISTS | {name: path for name, path in (("medical", medical), ("code", code)) if path}
-    specialists = {name: rc_agents.ModelRef(base=BASE, adapter=adapter) for name, adapter in adapters.items()}
+    adapters = SPECIALISTS | {
+        name: path for name, path in (("medical", medical), ("code", code)) if path
+    }
+    specialists = {
+        name: rc_agents.ModelRef(base=BASE, adapter=adapter) for name, adapter in adapters.items()
+    }
     model = rc_agents.couple(
         BASE, specialists, topology="unilateral", bridge=BRIDGE, sites=SITES, dtype="float32"
     )
@@ -103,14 +96,19 @@ def measured(model: rc_agents.CoupledForCausalLM) -> dict[str, Any]:
         "specialist": measure.Subject(model.models["medical"], model.tokenizer),
         "ensemble": measure.Subject(model, model.tokenizer),
     }
-    exact = {name: str(measure.exact_match(subject, splits.held_out, label=name)) for name, subject in subjects.items()}
-    texts = {kind: [record.key for record in text_split(kind).test[:20]] for kind in packaged.TEXTS}
+    exact = {
+        name: str(measure.exact_match(subject, splits.held_out, label=name))
+        for name, subject in subjects.items()
+    }
+    held_out = {
+        kind: [record.key for record in texts.split(kind).test[:20]] for kind in packaged.TEXTS
+    }
     ppl = {
         kind: {
             name: round(measure.perplexity(subjects[name], documents, label=kind).value, 4)
             for name in ("frozen_anchor", "ensemble")
         }
-        for kind, documents in texts.items()
+        for kind, documents in held_out.items()
     }
     return {"exact_match_held_out": exact, "perplexity_20_documents_128_tokens": ppl}
 
@@ -123,14 +121,15 @@ def described(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "training": vars(config) | {"loss": result.loss, "seconds": round(result.seconds)},
         "trained_parameters": result.trained_parameters,
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in names},
     }
 
 
 def main() -> None:
     """Runs the recipe."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=ASSETS / "demo")
+    parser.add_argument("--output", type=Path, default=packaged.ASSETS / "demo")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

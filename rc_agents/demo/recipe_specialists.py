@@ -20,7 +20,8 @@ from rc_agents.demo import facts, measure, texts
 from rc_agents.demo.provenance import provenance
 from rc_agents.training import data
 from rc_agents.training.adapter_files import save_adapter
-from rc_agents.training.specialize import SpecializeConfig, load_base, packed_logits, specialize
+from rc_agents.training.adapter_trainer import packed_logits
+from rc_agents.training.specialize import SpecializeConfig, load_base, specialize
 
 BASE = "package:smollm2-135m"
 SEED = 0
@@ -41,16 +42,15 @@ MEDICAL = SpecializeConfig(
     save_steps=100,
 )
 PYTHON = SpecializeConfig(
-    frozen_blocks=12,
     rank=8,
     alpha=16,
-    steps=120,
+    steps=100,
     learning_rate=1e-3,
-    text_batch_size=4,
+    text_batch_size=2,
     block_length=256,
     dtype="float32",
     seed=SEED,
-    save_steps=40,
+    save_steps=50,
 )
 PERPLEXITY_DOCUMENTS = 40
 PERPLEXITY_TOKENS = 256  # the first of each document

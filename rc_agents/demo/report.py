@@ -12,8 +12,8 @@ from typing import Any
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --line: #d8dbe0; --soft: #f4f5f7; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e7e9; --paper: #16181c; --line: #3a3d44; --soft: #22252b; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 56rem;
-  margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
 th, td { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
@@ -24,10 +24,11 @@ pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85r
 
 def write(results: dict[str, Any], folder: Path) -> Path:
     """Writes `report.html` and returns its path."""
+    how = {key: results[key] for key in ("provenance", "settings", "seconds")}
     sections = [
         "<h1>One pass over three frozen models</h1>",
-        "<p>The anchor (SmolLM2-135M) does not know ICD-10-CM codes; the medical specialist does. Bridges between their "
-        "residual streams were trained on other codes than the ones asked here. No base weight was changed.</p>",
+        "<p>The anchor (SmolLM2-135M) does not know ICD-10-CM codes; the medical specialist does. Bridges between "
+        "their residual streams were trained on other codes than the ones asked here. No base weight was changed.</p>",
         "<h2>Answers</h2>",
         _answers(results["answers"]),
         "<h2>Accuracy on held-out codes</h2>",
@@ -39,7 +40,7 @@ def write(results: dict[str, Any], folder: Path) -> Path:
         "<h2>Time to a finished answer</h2>",
         _latency(results["latency"]),
         "<h2>How it was measured</h2>",
-        f"<pre>{html.escape(json.dumps({k: results[k] for k in ('provenance', 'settings', 'seconds')}, indent=2))}</pre>",
+        f"<pre>{html.escape(json.dumps(how, indent=2))}</pre>",
     ]
     page = folder / "report.html"
     body = "\n".join(sections)
@@ -54,7 +55,10 @@ def write(results: dict[str, Any], folder: Path) -> Path:
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Returns an HTML table; numbers come as text, cells are escaped."""
     cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -66,7 +70,10 @@ def _answers(rows: Sequence[dict[str, str]]) -> str:
 
 
 def _accuracy(found: dict[str, Any]) -> str:
-    return table(["", "exact match", "choice among 10"], [[n, _percent(v["exact_match"]), _percent(v["choice_of_10"])] for n, v in found.items()])
+    return table(
+        ["", "exact match", "choice among 10"],
+        [[n, _percent(v["exact_match"]), _percent(v["choice_of_10"])] for n, v in found.items()],
+    )
 
 
 def _percent(share: dict[str, Any]) -> str:
@@ -93,7 +100,12 @@ def _perplexity(found: dict[str, Any]) -> str:
 def _latency(found: dict[str, Any]) -> str:
     base = found["handoff"]["median_s"]
     rows = [
-        [name, f"{value['median_s']:.2f} s", f"{value['median_s'] / base:.2f}", f"{value['right']}/{value['count']}"]
+        [
+            name,
+            f"{value['median_s']:.2f} s",
+            f"{value['median_s'] / base:.2f}",
+            f"{value['right']}/{value['count']}",
+        ]
         for name, value in found.items()
     ]
     return table(["", "median", "against the handoff", "right"], rows)
@@ -114,7 +126,9 @@ def _plot(draw: Any, found: dict[str, Any]) -> str:
 
 def _accuracy_plot(axes: Any, found: dict[str, Any]) -> None:
     names = list(found)
-    for shift, (key, label) in enumerate((("exact_match", "exact match"), ("choice_of_10", "choice among 10"))):
+    for shift, (key, label) in enumerate(
+        (("exact_match", "exact match"), ("choice_of_10", "choice among 10"))
+    ):
         shares = [found[name][key] for name in names]
         values = [100 * share["value"] for share in shares]
         errors = [
@@ -122,7 +136,14 @@ def _accuracy_plot(axes: Any, found: dict[str, Any]) -> None:
             [100 * (share["wilson_95"][1] - share["value"]) for share in shares],
         ]
         places = [k + 0.38 * shift for k in range(len(names))]
-        axes.barh(places, values, height=0.34, xerr=[[max(0, e) for e in side] for side in errors], capsize=3, label=label)
+        axes.barh(
+            places,
+            values,
+            height=0.34,
+            xerr=[[max(0, e) for e in side] for side in errors],
+            capsize=3,
+            label=label,
+        )
     axes.set_yticks([k + 0.19 for k in range(len(names))], names)
     axes.invert_yaxis()
     axes.set_xlim(0, 105)

@@ -18,9 +18,9 @@ from transformers import TextIteratorStreamer
 import rc_agents
 from rc_agents import packaged
 from rc_agents.demo import facts, measure, report
+from rc_agents.demo import texts as held_out
 from rc_agents.demo.measure import Subject
 from rc_agents.demo.provenance import provenance
-from rc_agents.demo.recipe_bridges import text_split
 
 ENSEMBLE = "package:demo"
 SHOWN = 4
@@ -52,7 +52,13 @@ class DemoConfig:
     def full(cls, output: Path, seed: int, threads: int) -> DemoConfig:
         """Everything: all held-out codes, more text; some ten minutes on two cores."""
         return cls(
-            output=output, seed=seed, threads=threads, choice_codes=10_000, documents=60, length=256, repeats=9
+            output=output,
+            seed=seed,
+            threads=threads,
+            choice_codes=10_000,
+            documents=60,
+            length=256,
+            repeats=9,
         )
 
 
@@ -83,7 +89,9 @@ def run(config: DemoConfig, say: Callable[[str], None] = print) -> dict[str, Any
     results["perplexity"] = perplexities(subjects, texts, config, say)
     results["latency"] = latency(model, subjects, splits, config, say)
     results["seconds"] = round(time.perf_counter() - began, 1)
-    (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (config.output / "results.json").write_text(
+        json.dumps(results, indent=2) + "\n", encoding="utf-8"
+    )
     page = report.write(results, config.output)
     say(f"\nDone in {results['seconds']:.0f} s. Report: {page}")
     return results
@@ -121,14 +129,20 @@ def stream(subject: Subject, prompt: str) -> Iterator[str]:
         "tokenizer": subject.tokenizer,
         "pad_token_id": subject.tokenizer.pad_token_id,
     }
-    worker = Thread(target=subject.model.generate, kwargs={**batch, **options, **subject.options, "streamer": streamer})
+    worker = Thread(
+        target=subject.model.generate,
+        kwargs={**batch, **options, **subject.options, "streamer": streamer},
+    )
     worker.start()
     yield from streamer
     worker.join()
 
 
 def accuracy(
-    subjects: dict[str, Subject], splits: facts.FactSplits, config: DemoConfig, say: Callable[[str], None]
+    subjects: dict[str, Subject],
+    splits: facts.FactSplits,
+    config: DemoConfig,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Exact match on every held-out code, and choice among ten titles."""
     say(f"\nAccuracy on held-out codes (seed {config.seed}):")
@@ -136,7 +150,9 @@ def accuracy(
     sample = _sample(splits.held_out, config.choice_codes, config.seed)
     for name, subject in subjects.items():
         exact = measure.exact_match(subject, splits.held_out, label=f"exact match, {name}")
-        picked = measure.choice(subject, sample, splits.all, seed=config.seed, label=f"choice of ten, {name}")
+        picked = measure.choice(
+            subject, sample, splits.all, seed=config.seed, label=f"choice of ten, {name}"
+        )
         say(f"  {name:17} exact match {exact}")
         say(f"  {'':17} choice of 10 {picked}")
         found[name] = {"exact_match": _share(exact), "choice_of_10": _share(picked)}
@@ -144,14 +160,21 @@ def accuracy(
 
 
 def perplexities(
-    subjects: dict[str, Subject], texts: dict[str, list[str]], config: DemoConfig, say: Callable[[str], None]
+    subjects: dict[str, Subject],
+    texts: dict[str, list[str]],
+    config: DemoConfig,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Perplexity on held-out text of each kind, frozen against coupled."""
-    say(f"\nPerplexity on held-out text ({config.documents} documents a kind, {config.length} tokens each):")
+    say(
+        f"\nPerplexity on held-out text ({config.documents} documents a kind, {config.length} tokens each):"
+    )
     found: dict[str, Any] = {}
     for kind, documents in texts.items():
         both = {
-            name: measure.perplexity(subjects[name], documents, length=config.length, label=f"{kind}, {name}")
+            name: measure.perplexity(
+                subjects[name], documents, length=config.length, label=f"{kind}, {name}"
+            )
             for name in ("frozen anchor", "ensemble")
         }
         change = both["ensemble"].value / both["frozen anchor"].value - 1
@@ -164,7 +187,11 @@ def perplexities(
 
 
 def latency(
-    model: Any, subjects: dict[str, Subject], splits: facts.FactSplits, config: DemoConfig, say: Callable[[str], None]
+    model: Any,
+    subjects: dict[str, Subject],
+    splits: facts.FactSplits,
+    config: DemoConfig,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """One coupled answer against asking the specialist and handing its text to the anchor."""
     chosen = _sample(splits.held_out, config.repeats, config.seed + 1)
@@ -180,19 +207,36 @@ def latency(
         return call
 
     calls = {
-        "coupled": ask("coupled", lambda fact: subjects["ensemble"].answer([facts.qa_prompt(fact)])[0]),
-        "coupled, medical only": ask("coupled, medical only", lambda fact: medical.answer([facts.qa_prompt(fact)])[0]),
+        "coupled": ask(
+            "coupled", lambda fact: subjects["ensemble"].answer([facts.qa_prompt(fact)])[0]
+        ),
+        "coupled, medical only": ask(
+            "coupled, medical only", lambda fact: medical.answer([facts.qa_prompt(fact)])[0]
+        ),
         "handoff": ask(
-            "handoff", lambda fact: measure.handoff(subjects["frozen anchor"], subjects["specialist alone"], fact)
+            "handoff",
+            lambda fact: measure.handoff(
+                subjects["frozen anchor"], subjects["specialist alone"], fact
+            ),
         ),
     }
     times = measure.seconds(calls, len(chosen))
     medians = {name: measure.median(values) for name, values in times.items()}
-    say(f"\nTime to a finished answer (median of {len(chosen)} questions, interleaved; lockstep, one process):")
+    say(
+        f"\nTime to a finished answer (median of {len(chosen)} questions, interleaved; lockstep, one process):"
+    )
     for name, value in medians.items():
-        say(f"  {name:22} {value:6.2f} s   {value / medians['handoff']:.2f} x the handoff   right {right[name]}/{len(chosen)}")
+        say(
+            f"  {name:22} {value:6.2f} s   {value / medians['handoff']:.2f} x the handoff"
+            f"   right {right[name]}/{len(chosen)}"
+        )
     return {
-        name: {"median_s": medians[name], "all_s": times[name], "right": right[name], "count": len(chosen)}
+        name: {
+            "median_s": medians[name],
+            "all_s": times[name],
+            "right": right[name],
+            "count": len(chosen),
+        }
         for name in calls
     }
 
@@ -204,12 +248,14 @@ def _description(model: rc_agents.CoupledForCausalLM) -> str:
     trained = sum(parameter.numel() for _, parameter in model.trainable_parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
     edges = ", ".join(f"{edge.source} -> {edge.target}" for edge in model.edges)
-    lines.append(f"  bridges  {edges} after anchor blocks {[row[0] for row in model.sites]}; {trained:,} of {total:,} values")
+    lines.append(
+        f"  bridges  {edges} after anchor blocks {[row[0] for row in model.sites]}; {trained:,} of {total:,} values"
+    )
     return "\n".join(lines)
 
 
 def _texts(kind: str, config: DemoConfig) -> list[str]:
-    return [record.key for record in text_split(kind).test[: config.documents]]
+    return [record.key for record in held_out.split(kind).test[: config.documents]]
 
 
 def _sample(chosen: Sequence[facts.Fact], count: int, seed: int) -> list[facts.Fact]:
@@ -217,8 +263,16 @@ def _sample(chosen: Sequence[facts.Fact], count: int, seed: int) -> list[facts.F
 
 
 def _share(share: measure.Share) -> dict[str, Any]:
-    return {"value": share.value, "hits": share.hits, "count": share.count, "wilson_95": share.interval}
+    return {
+        "value": share.value,
+        "hits": share.hits,
+        "count": share.count,
+        "wilson_95": share.interval,
+    }
 
 
 def _plain(config: DemoConfig) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in asdict(config).items()
+    }

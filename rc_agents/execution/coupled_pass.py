@@ -174,7 +174,8 @@ class CoupledPass:
         model = self.ensemble.models[name]
         if name in self.spans.steps:
             step = self.spans.steps[name]
-            input_ids, mask, position_ids = step.input_ids, step.attention_mask, step.position_ids
+            input_ids, position_ids = step.input_ids, step.position_ids
+            mask = step.attention_mask  # type: ignore[assignment]
         elif (self.ensemble.config.alignment or {}).get(name) == "clamp":
             last = model.config.get_text_config(decoder=True).vocab_size - 1
             input_ids = input_ids.clamp(max=last)
@@ -220,8 +221,8 @@ class CoupledPass:
         A model with its own tokenizer gives all of the pass's tokens, whatever `logits_to_keep` says.
         """
         logits, ids, real = {}, {}, {}
-        kept = self.logits_to_keep
-        kept = slice(-kept, None) if isinstance(kept, int) else kept
+        last = self.logits_to_keep
+        kept = slice(-last, None) if isinstance(last, int) else last
         for name, output in outputs.items():
             if name in self.spans.steps:
                 step = self.spans.steps[name]

@@ -10,7 +10,7 @@ import greenlet
 from torch import Tensor
 
 from ..backbone import ARRIVE
-from .protocol import Meet, Stream, fail, missed
+from .protocol import Meet, Stream, check_order, fail, missed
 
 
 def run_lockstep(streams: Sequence[Stream], num_sites: int, meet: Meet) -> dict[str, Any]:
@@ -63,8 +63,9 @@ def _advance(
         arrived = run.switch(hidden)
     except Exception as error:
         fail(name, error)
-    if site == num_sites:
+    if run.dead:
+        if site < num_sites:
+            raise missed(name, site)
         return None
-    if run.dead or arrived is None or arrived[0] != site:
-        raise missed(name, site)
+    check_order(name, arrived[0], site)
     return arrived[1]

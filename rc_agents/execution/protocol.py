@@ -22,13 +22,23 @@ class Stream:
     run: Callable[[], Any]
 
 
-def fail(name: str, error: Exception) -> NoReturn:
-    """Raises a model's failure under its name; our own errors keep their type."""
-    if isinstance(error, ModelRunError):
+def fail(name: str, error: BaseException) -> NoReturn:
+    """Raises a model's failure under its name; our own errors keep their type, an interrupt goes through."""
+    if isinstance(error, ModelRunError) or not isinstance(error, Exception):
         raise error
     message = f"model {name!r} failed in the coupled pass: {type(error).__name__}: {error}"
     kind = type(error) if isinstance(error, RCError) else ModelRunError
     raise kind(message) from error
+
+
+def check_order(name: str, arrived: int, expected: int) -> None:
+    """Raises unless a model that has arrived at one site was expected there."""
+    if arrived < expected:
+        raise ModelRunError(
+            f"model {name!r} passes the block of site {arrived} more than once; its forward repeats blocks"
+        )
+    if arrived > expected:
+        raise missed(name, expected)
 
 
 def missed(name: str, site: int) -> ModelRunError:

@@ -43,14 +43,14 @@ class Step:
     Attributes:
         input_ids: (B, S).
         position_ids: (B, S).
-        attention_mask: (B, K), or what `Sight.mask` gives.
+        attention_mask: what `Sight.mask` gives, (B, K), or None where every token sees all before it.
         real: 1 for the main tokens, 0 for padding, (B, number of main tokens).
         cached: whether it goes on from its cache; else it runs the whole text.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Mask
+    attention_mask: Mask | None
     real: Tensor
     cached: bool = True
 
@@ -161,9 +161,10 @@ def _step(text: SpanText, branches: list[Branch], reader: Reader, cached: bool) 
     beside = [[branch.position(k) for k in range(len(branch.pieces))] for branch in branches]
     position_ids = torch.cat([_padded(places, width), _padded(beside, extra)], 1)
     real = _padded([[1] * len(ids) for ids in main], width)
-    if text.tree:
+    mask: Mask | None = None
+    if text.tree and any(len(row.slots) < text.num_slots for row in text.rows):
         mask = _sight(text, branches, begun, position_ids, width).mask(reader.model)
-    else:
+    elif not text.tree:
         mask = real if base == 0 else torch.ones(1, text.num_slots, dtype=torch.long)
     return Step(input_ids, position_ids, mask, real, cached)
 
@@ -174,7 +175,8 @@ def _sight(text: SpanText, branches: list[Branch], begun: list[int], positions: 
     base = text.num_slots - num_new
     order = torch.full((num_rows, text.num_slots), HOLE)  # (B, K) which main token lies in a slot
     limit = torch.full((num_rows, num_new), -1)  # (B, S) the last main token that a token sees
-    beside = torch.eye(text.num_slots, dtype=torch.bool)[base:].repeat(num_rows, 1, 1)  # (B, S, K)
+    beside = torch.zeros(num_rows, num_new, text.num_slots, dtype=torch.bool)  # (B, S, K)
+    beside[:, range(num_new), range(base, text.num_slots)] = True
     for b, (row, branch, at) in enumerate(zip(text.rows, branches, begun, strict=True)):
         order[b, row.slots] = torch.arange(len(row.slots))
         limit[b, : len(row.slots) - at] = torch.arange(at, len(row.slots))
@@ -183,7 +185,7 @@ def _sight(text: SpanText, branches: list[Branch], begun: list[int], positions: 
             if parent >= 0:
                 beside[b, width + k, base:] |= beside[b, width + parent, base:]
     where = torch.cat([order[:, :base], positions], 1)  # (B, K)
-    return Sight((order[:, None] <= limit[:, :, None]) | beside, positions[:, :, None] - where[:, None])
+    return Sight((order[:, None] <= limit[:, :, None]) | beside, positions, where)
 
 
 def _reads(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import ARRIVE
-from .protocol import Meet, Stream, fail, missed
+from .protocol import Meet, Stream, check_order, fail, missed
 
 
 def run_threads(streams: Sequence[Stream], num_sites: int, meet: Meet) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class _Pass:
         self.arrived: dict[str, Tensor] = {}
         self.updated: dict[str, Tensor] = {}
         self.outputs: dict[str, Any] = {}
-        self.failure: tuple[str, Exception] | None = None
+        self.failure: tuple[str, BaseException] | None = None
         self.lock = threading.Lock()
         self.state = _torch_state()
         self.barrier = threading.Barrier(len(streams), action=self._exchange)
@@ -67,8 +67,7 @@ class _Pass:
 
         def arrive(site: int, hidden: Tensor) -> Tensor:
             nonlocal reached
-            if site != reached:
-                raise missed(stream.name, reached)
+            check_order(stream.name, site, reached)
             reached += 1
             self.arrived[stream.name] = hidden
             self.barrier.wait()
@@ -94,12 +93,7 @@ class _Pass:
 
     def _give_up(self, name: str, error: BaseException) -> None:
         with self.lock:
-            if self.failure is None:
-                self.failure = (
-                    (name, error)
-                    if isinstance(error, Exception)
-                    else (name, RuntimeError(repr(error)))
-                )
+            self.failure = self.failure or (name, error)
         self.barrier.abort()
 
 

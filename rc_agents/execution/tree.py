@@ -19,29 +19,41 @@ Mask = Tensor | dict[str, Tensor]
 
 @dataclass
 class Sight:
-    """Who sees whom in one pass.
+    """Who sees whom in one pass of S tokens over K cache slots.
 
     Attributes:
-        allowed: whether a token sees a slot, (B, S, K) for S tokens of the pass and K slots of the cache.
-        distance: how far back the slot's token lies, (B, S, K).
+        allowed: whether a token sees a slot, (B, S, K); every token sees itself.
+        positions: of the tokens, (B, S).
+        slot_positions: of the tokens that lie in the slots, (B, K).
     """
 
     allowed: Tensor
-    distance: Tensor
+    positions: Tensor
+    slot_positions: Tensor
 
     def mask(self, model: PreTrainedModel) -> Mask:
-        """Returns it as the 4-D mask (or masks by layer type) that the model's attention adds to its scores."""
+        """Returns it as the 4-D mask (or masks by layer type) that the model's attention takes."""
         config = model.config.get_text_config(decoder=True)
         window = getattr(config, "sliding_window", None)
         types = set(getattr(config, "layer_types", None) or ())
         if not types:
             types = {"full_attention" if window is None else "sliding_attention"}
-        masks = {}
+        masks: dict[str, Tensor] = {}
         for kind in types:
-            seen = self.allowed & (self.distance < window) if kind == "sliding_attention" else self.allowed
-            mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
-            masks[kind] = mask[:, None].to(input_device(model))
+            seen = self.allowed
+            if kind == "sliding_attention" and window is not None:
+                seen = seen & (self.positions[:, :, None] - self.slot_positions[:, None] < window)
+            masks[kind] = _as_mask(seen[:, None], model)
         return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def _as_mask(seen: Tensor, model: PreTrainedModel) -> Tensor:
+    """Whether each token is seen for sdpa, what is added to the scores for eager attention; (B, 1, S, K)."""
+    seen = seen.to(input_device(model))
+    if model.config.get_text_config(decoder=True)._attn_implementation == "sdpa":
+        return seen
+    scores = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
+    return scores.masked_fill(~seen, torch.finfo(model.dtype).min)
 
 
 def takes_branches(model: PreTrainedModel) -> bool:
@@ -69,7 +81,7 @@ def _obeys(model: PreTrainedModel) -> bool:
     allowed = torch.ones(1, 4, 4, dtype=torch.bool).tril()
     allowed[0, 3, 1:3] = False
     positions = torch.tensor([[0, 1, 2, 1]])
-    sight = Sight(allowed, positions[:, :, None] - positions[:, None, :])
+    sight = Sight(allowed, positions, positions)
 
     def last(run: Callable[[], Any]) -> Tensor:
         return run().logits[0, -1].float()

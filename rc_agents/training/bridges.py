@@ -300,5 +300,6 @@ class _StopOnNaN(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not math.isfinite((logs or {}).get("loss", 0.0)):
             raise TrainingError(
-                f"the loss is no longer a number at step {state.global_step}: lower learning_rate ({args.learning_rate})"
+                f"the loss is no longer a number at step {state.global_step}: "
+                f"lower learning_rate ({args.learning_rate})"
             )

@@ -71,9 +71,12 @@ class LowerBlocks:
         def catch(module: nn.Module, args: Any, output: Any) -> None:
             caught.append(output[0] if isinstance(output, tuple) else output)
 
+        device = next(self.block.parameters()).device
         handle = self.block.register_forward_hook(catch)
         try:
-            self.model(**inputs, use_cache=False)
+            self.model(
+                **{name: tensor.to(device) for name, tensor in inputs.items()}, use_cache=False
+            )
         finally:
             handle.remove()
         return caught[0]
@@ -89,7 +92,7 @@ def split_blocks(model: PreTrainedModel, count: int) -> LowerBlocks:
     total = len(find_blocks(model))
     if not 0 < count < total:
         raise TrainingError(f"frozen_blocks must lie between 0 and {total - 1}, not {count}")
-    probe_BT = torch.arange(4, 12)[None]
+    probe_BT = torch.arange(4, 12, device=model.device)[None]
     with torch.no_grad():
         expected_BTV = model(probe_BT, use_cache=False).logits
     below = share_weights(model)

@@ -1,20 +1,16 @@
 """Teach a copy of a base model texts or question-answer pairs: a LoRA adapter, the base frozen."""
 
-import inspect
 import math
 import shutil
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
@@ -24,13 +20,17 @@ from rc_agents.backbone import first_line, freeze
 from rc_agents.errors import ModelError, RCError, TrainingError, nearest
 from rc_agents.training import data as training_data
 from rc_agents.training.adapter_files import save_adapter
+from rc_agents.training.adapter_trainer import AdapterTrainer, LossWatch
 from rc_agents.training.lower_blocks import EnteredBatches, LowerBlocks, split_blocks
 
 DTYPES = ("auto", "float32", "bfloat16")
-_POSITIVE = (
-    *("rank", "alpha", "steps", "learning_rate"),
-    *("batch_size", "max_length", "text_batch_size"),
-)
+_NUMBERS: dict[str, tuple[float, Any]] = {  # the least value of each, and its type
+    **dict.fromkeys(("rank", "alpha", "steps", "batch_size", "text_batch_size"), (1, int)),
+    **dict.fromkeys(("frozen_blocks", "save_steps", "seed"), (0, int)),
+    **dict.fromkeys(("max_length", "block_length"), (2, int)),
+    "learning_rate": (0, int | float),
+    "warmup": (0, int | float),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +76,12 @@ class SpecializeConfig:
     save_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise TrainingError(f"{name} must be positive, not {getattr(self, name)!r}")
-        for name in ("frozen_blocks", "save_steps"):
-            if getattr(self, name) < 0:
-                raise TrainingError(f"{name} must not be negative, not {getattr(self, name)!r}")
-        if self.block_length < 2:
-            raise TrainingError(f"block_length must be at least 2, not {self.block_length!r}")
-        if not 0 <= self.warmup < 1:
+        for name, (least, kind) in _NUMBERS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool) or not value >= least:
+                what = "a whole number" if kind is int else "a number"
+                raise TrainingError(f"{name} must be {what} of at least {least}, not {value!r}")
+        if self.warmup >= 1:
             raise TrainingError(f"warmup is a share of the steps below 1, not {self.warmup!r}")
         if self.dtype not in DTYPES:
             raise TrainingError(f"dtype {self.dtype!r} is unknown; {nearest(self.dtype, DTYPES)}")
@@ -130,17 +127,19 @@ def specialize(
     config = config or SpecializeConfig()
     output = Path(output)
     records = training_data.read(data)
+    unfinished = output.with_name(output.name + ".unfinished")
+    arguments = _arguments(config, unfinished, progress)
     model, tokenizer = load_base(base, config.dtype)
+    model.to(arguments.device)
     lower = split_blocks(model, config.frozen_blocks) if config.frozen_blocks else None
     batches = _batches(records, tokenizer, config, lower)
     model = _with_adapter(model, config)
-    unfinished = output.with_name(output.name + ".unfinished")
     if not resume:
         shutil.rmtree(unfinished, ignore_errors=True)
-    log = _MetricsLog()
-    trainer = _Trainer(
+    log = LossWatch()
+    trainer = AdapterTrainer(
         model=model,
-        args=_arguments(config, unfinished, progress),
+        args=arguments,
         train_dataset=batches,
         data_collator=lambda items: items[0],
         callbacks=[log, *callbacks],
@@ -262,63 +261,12 @@ def _arguments(config: SpecializeConfig, folder: Path, progress: bool) -> Traini
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or config.steps,
         save_total_limit=1,
+        logging_nan_inf_filter=False,  # a loss that is not a number ends the run
         seed=config.seed,
         report_to="none",
         disable_tqdm=not progress,
         dataloader_pin_memory=False,
     )
-
-
-class _Trainer(Trainer):
-    """Trains on packed pairs, whose logits are only computed where a label is, and on plain blocks."""
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Returns the mean loss over the labels of the batch."""
-        if "targets" not in inputs:
-            outputs = model(**inputs, use_cache=False)
-            return (outputs.loss, outputs) if return_outputs else outputs.loss
-        logits_PV = packed_logits(model, inputs)
-        loss = cross_entropy(logits_PV.float(), inputs["targets"])
-        return (loss, logits_PV) if return_outputs else loss
-
-
-def packed_logits(model: Any, batch: training_data.Batch) -> torch.Tensor:
-    """Returns the logits (P, V) at the labelled positions of a packed batch."""
-    inputs = {
-        name: batch[name]
-        for name in ("input_ids", "inputs_embeds", "position_ids")
-        if name in batch
-    }
-    mask = batch["attention_mask"].to(model.dtype)
-    kept = batch["label_positions"]
-    if "logits_to_keep" in inspect.signature(_forward(model)).parameters:
-        return model(**inputs, attention_mask=mask, logits_to_keep=kept, use_cache=False).logits[0]
-    return model(**inputs, attention_mask=mask, use_cache=False).logits[0, kept]
-
-
-def _forward(model: Any) -> Any:
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).forward
-
-
-class _MetricsLog(TrainerCallback):
-    """Times the run and stops it as soon as the loss is not a number."""
-
-    seconds = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the clock."""
-        self._start = time.perf_counter()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Reads it, and the loss."""
-        self.seconds = time.perf_counter() - self._start
-        if not math.isfinite((logs or {}).get("loss", 0.0)):
-            raise TrainingError(
-                f"the loss is not a number at step {state.global_step}: lower "
-                f"learning_rate={args.learning_rate}, or look for broken weights"
-            )
 
 
 def _mean_loss(history: Sequence[Mapping[str, float]]) -> float:
