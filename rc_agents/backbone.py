@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -237,7 +239,7 @@ def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> Any | N
 def fingerprint(ref: ModelRef, model: PreTrainedModel | None = None) -> str:
     """Returns a hash that tells one base from another.
 
-    Of a directory: its config and weight files and its adapter's. Of a hub id: id, revision and the commit that was
+    Of a directory: its weight files and its adapter's weights and config. Of a hub id: the id and the commit that was
     loaded. Of a live model: its weights. Never of merged tensors, which differ between math libraries.
     """
     digest = hashlib.sha256()
@@ -247,19 +249,24 @@ def fingerprint(ref: ModelRef, model: PreTrainedModel | None = None) -> str:
                 "a model without path or id can only be fingerprinted while it is loaded"
             )
         return "weights:" + weights_hash(model)
-    for part in (ref.base, ref.adapter):
-        if part is None:
-            continue
+    parts = [(ref.base, ref.revision, ref.subfolder or "", "config.json")]
+    if ref.adapter is not None:
+        parts.append((ref.adapter, ref.adapter_revision, "", "adapter_config.json"))
+    for part, revision, subfolder, file in parts:
         if packaged.is_packaged(part):
             digest.update(f"{part}@{packaged.fingerprint(part)}".encode())
-            continue
-        folder = Path(part)
-        if folder.is_dir():
-            _hash_folder(digest, folder / (ref.subfolder or "") if part == ref.base else folder)
+        elif Path(part).is_dir():
+            _hash_folder(digest, Path(part) / subfolder)
         else:
-            commit = getattr(model.config, "_commit_hash", None) if model is not None else None
-            digest.update(f"{part}@{commit or ref.revision or 'main'}".encode())
+            digest.update(f"{part}@{_commit(part, revision, str(Path(subfolder) / file))}".encode())
     return "files:" + digest.hexdigest()
+
+
+def _commit(repo_id: str, revision: str | None, file: str) -> str:
+    """Returns the commit of a hub repository that lies in the cache, by a file that was loaded from it."""
+    found = try_to_load_from_cache(repo_id, file, revision=revision or "main")
+    commit = re.search(r"snapshots[/\\]([0-9a-f]{40})", found) if isinstance(found, str) else None
+    return commit[1] if commit else revision or "main"
 
 
 def _hash_folder(digest: Any, folder: Path) -> None:

@@ -142,12 +142,17 @@ class CoupledCache(Cache):
 
         At columns that it missed it showed nothing (zeros). None where nothing tells its width.
         """
-        parts = [part for part in (self.histories.get(source, {}).get(site), states) if part is not None]
+        parts = [
+            part for part in (self.histories.get(source, {}).get(site), states) if part is not None
+        ]
         if not parts:
             return None
         gap = self.length - sum(part.shape[1] for part in parts if part is not states)
         if gap:
-            parts.insert(len(parts) - (states is not None), parts[0].new_zeros(len(parts[0]), gap, parts[0].shape[2]))
+            parts.insert(
+                len(parts) - (states is not None),
+                parts[0].new_zeros(len(parts[0]), gap, parts[0].shape[2]),
+            )
         return torch.cat(parts, dim=1)
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -1,4 +1,4 @@
-"""generate() over the ensemble, and every private part of transformers that it leans on (tests/test_private_api.py)."""
+"""generate() over the ensemble, and the list of every private part of transformers that rc_agents leans on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,41 @@ from .errors import InputError
 from .sampling import SeededSampling, row_seeds
 
 _SEEDED: ContextVar[Any] = ContextVar("rc_agents_seed", default=None)
-_PRIVATE = (
-    "_prepare_cache_for_generation",
-    "_get_logits_processor",
-    "_supports_default_dynamic_cache",
-    "_is_stateful",
-)
+_PRIVATE: dict[str, tuple[str, ...] | None] = {
+    "GenerationMixin._prepare_cache_for_generation": (
+        "self",
+        "generation_config",
+        "model_kwargs",
+        "generation_mode",
+        "batch_size",
+        "max_cache_length",
+    ),
+    "GenerationMixin._get_logits_processor": (
+        "self",
+        "generation_config",
+        "input_ids_seq_length",
+        "encoder_input_ids",
+        "prefix_allowed_tokens_fn",
+        "logits_processor",
+        "device",
+        "model_kwargs",
+        "negative_prompt_ids",
+        "negative_prompt_attention_mask",
+    ),
+    "PreTrainedModel._init_weights": ("self", "module"),
+    "PreTrainedModel._is_stateful": None,
+    "PreTrainedModel._supports_attention_backend": None,
+    "PreTrainedModel._supports_flash_attn": None,
+    "PreTrainedModel._supports_flex_attn": None,
+    "PreTrainedModel._supports_sdpa": None,
+    "PreTrainedConfig._attn_implementation": None,
+    "PreTrainedConfig._name_or_path": None,
+    "Cache._is_user_defined": None,
+}
+"""What rc_agents uses of transformers that is private: parameters of methods, None for attributes.
+
+tests/test_private_api.py fails when the list is incomplete or transformers changes.
+"""
 
 
 class CoupledGeneration(GenerationMixin):

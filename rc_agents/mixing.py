@@ -51,19 +51,26 @@ class OutputMixer(nn.Module):
         elif self.kind == "learned":
             del self.values[name]
 
-    def weights(self, names: list[str], presence: Mapping[str, Tensor] | None = None) -> Tensor:
+    def weights(
+        self,
+        names: list[str],
+        presence: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """Returns the weights of `names`, shape (n,), summing to one; (n, B) where rows differ.
 
         Args:
             names: the models at hand.
             presence: whether each takes part in each row, (B,) by name; None where all do.
+            dtype: of the weights.
         """
         if self.kind == "learned":
-            values = torch.stack([self.values[name] for name in names])
+            values = torch.stack([self.values[name].to(dtype) for name in names])
         elif self.kind == "sigmoid" and len(names) == 2:
-            values = torch.stack([nn.functional.logsigmoid(v) for v in (self.value, -self.value)])
+            value = self.value.to(dtype)
+            values = torch.stack([nn.functional.logsigmoid(v) for v in (value, -value)])
         else:
-            values = torch.zeros(len(names))
+            values = torch.zeros(len(names), dtype=dtype)
         if presence is None:
             return values.softmax(0)
         on = torch.stack([presence[name].to(values.device) for name in names])  # (n, B)
@@ -77,8 +84,9 @@ class OutputMixer(nn.Module):
         if self.kind == "anchor" or len(logits) == 1:
             return anchor
         width = max(part.shape[-1] for part in logits.values())
-        fused = torch.zeros((), device=anchor.device)
-        weights = self.weights(list(logits), presence).reshape(len(logits), -1, 1, 1)
+        work = torch.promote_types(torch.float32, anchor.dtype)
+        weights = self.weights(list(logits), presence, work).reshape(len(logits), -1, 1, 1)
+        fused = torch.zeros((), device=anchor.device, dtype=work)
         for weight, part in zip(weights, logits.values(), strict=True):
             padded = nn.functional.pad(part, (0, width - part.shape[-1]), value=FILL)
             fused = fused + weight.to(anchor.device) * padded.to(anchor.device)

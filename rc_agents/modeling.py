@@ -85,7 +85,7 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
         for edge in self.edges:
             self._build_bridges(edge)
         if config.bridge_config.kind == "moe":
-            self.routers.extend(Router(self.names, config.hidden_size) for _ in self.sites)
+            self._build_routers()
         self.generation_config = copy.deepcopy(self.models[ANCHOR].generation_config)
         self.name_or_path = ""
         self.eval()
@@ -157,6 +157,13 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
         for bridge, row in zip(made, self.sites, strict=True):
             bridge.to(placement.execution_device(blocks[row[column] - 1]))
         self.bridges[edge.key] = nn.ModuleList(made)
+
+    def _build_routers(self) -> None:
+        """Makes a router a site, each on the device of the anchor's block."""
+        blocks = backbone.find_blocks(self.models[ANCHOR])
+        for row in self.sites:
+            router = Router(self.names, self.config.hidden_size)
+            self.routers.append(router.to(placement.execution_device(blocks[row[0] - 1])))
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keeps every weight: the bases are loaded and the bridges made."""
@@ -399,7 +406,7 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
             )
         return {each: backbone.weights_hash(model) for each, model in self.models.items()}
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self, save_directory: str | Path, *, include_bases: bool = False, **kwargs: Any
     ) -> None:
         """Saves bridges, config, generation config, the anchor's tokenizer and a model card; no base weights.

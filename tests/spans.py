@@ -20,11 +20,15 @@ PIECES = [
 """What tokenizers treat in their own ways; joined at random."""
 
 TEXTS = st.lists(
-    st.sampled_from(PIECES) | st.text("aehinorst .,;'\n", max_size=6) | st.text(max_size=3), max_size=8
+    st.sampled_from(PIECES) | st.text("aehinorst .,;'\n", max_size=6) | st.text(max_size=3),
+    max_size=8,
 ).map(lambda parts: "".join(parts).encode("utf-8", "replace").decode())
 
 PROSE = "The people of the town said that the water was higher, and they couldn't remember: why?"
-CODE = "def add(left: int, right: int) -> int:\n    return left + right\n\nclass Reader:\n    def read(self):\n        pass\n"
+CODE = (
+    "def add(left: int, right: int) -> int:\n    return left + right\n\n"
+    "class Reader:\n    def read(self):\n        pass\n"
+)
 OTHER = "naïve 🙂 שלום עולם 你好，世界 3.14159 e\u0301"
 
 Part = tuple[str, str]
@@ -57,13 +61,18 @@ def batch_of(model: CoupledForCausalLM, *texts: str, side: str = "left") -> tupl
     rows = [model.tokenizer(text)["input_ids"] for text in texts]
     width = max(map(len, rows))
     gaps = [[0] * (width - len(row)) for row in rows]
-    ids = [[PAD] * len(gap) + row if side == "left" else row + [PAD] * len(gap) for row, gap in zip(rows, gaps)]
+    ids = [
+        [PAD] * len(gap) + row if side == "left" else row + [PAD] * len(gap)
+        for row, gap in zip(rows, gaps, strict=True)
+    ]
     ones = [[1] * len(row) for row in rows]
-    mask = [gap + one if side == "left" else one + gap for gap, one in zip(gaps, ones)]
+    mask = [gap + one if side == "left" else one + gap for gap, one in zip(gaps, ones, strict=True)]
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def in_steps(model: CoupledForCausalLM, ids: Tensor, cuts: list[int], **settings: Any) -> CoupledOutput:
+def in_steps(
+    model: CoupledForCausalLM, ids: Tensor, cuts: list[int], **settings: Any
+) -> CoupledOutput:
     """Feeds a sequence in several passes over one cache; returns the last output with all logits in it."""
     logits, cache = [], None
     for start, end in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):

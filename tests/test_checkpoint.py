@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import rc_agents
-from rc_agents import BridgeConfig, CoupledForCausalLM
+from rc_agents import BridgeConfig, CoupledForCausalLM, ModelRef, backbone
 from rc_agents.errors import CheckpointError
 from tests.ensembles import GREEDY, ensemble, own_state, prompts, wake
 from tests.tiny import saved, tiny
@@ -146,7 +146,7 @@ def test_an_adapter_specialist_comes_back(bases, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(bases[0])
     lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     peft.get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
-    ref = rc_agents.ModelRef(base=str(bases[0]), adapter=str(tmp_path / "adapter"))
+    ref = ModelRef(base=str(bases[0]), adapter=str(tmp_path / "adapter"))
     model = rc_agents.couple(bases[0], {"medical": ref}, sites=2)
     wake(model)
     shared = {id(one) for one in model.lm_anchor.parameters()}
@@ -272,6 +272,19 @@ def test_another_base_is_refused(kept, tmp_path):
     wider = saved(tmp_path / "wider", "gpt2", "prose", width=48, layers=4)
     with pytest.raises(CheckpointError, match=r"has shape \(32, 32\), this ensemble needs"):
         CoupledForCausalLM.from_pretrained(path, bases={"medical": wider}, check_fingerprints=False)
+
+
+def test_a_hub_base_is_known_by_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository, prints = tmp_path / "models--owner--name", []
+    (repository / "refs").mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        (repository / "refs" / "main").write_text(commit)
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "config.json").write_text("{}")
+        prints.append(backbone.fingerprint(ModelRef(base="owner/name")))
+        assert backbone.fingerprint(ModelRef(base="owner/name", revision=commit)) == prints[-1]
+    assert prints[0] != prints[1]
 
 
 def test_bridges_of_another_base_are_not_added(kept, bases, tmp_path):

@@ -382,6 +382,10 @@ def test_what_cannot_work_is_refused(call, message):
         call()
 
 
+def test_arguments_for_tools_that_ask_for_none_are_fine():
+    assert chat().invoke("Hi", tools=[], tool_choice=None).content == turn("Hi").text
+
+
 def test_tools_are_not_faked():
     with pytest.raises(NotImplementedError):
         chat().bind_tools([])

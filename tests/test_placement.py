@@ -10,6 +10,7 @@ import rc_agents
 from rc_agents import Topology
 from tests.ensembles import GREEDY, prompts, wake
 from tests.tiny import saved, tiny
+from tests.tiny_tokenizers import tiny_tokenizer
 from tests.virtual_device import CPU, Transfer, virtual_devices
 
 pytestmark = pytest.mark.tiny
@@ -28,7 +29,9 @@ def bases(tmp_path_factory):
 
 def _couple(bases, **settings):
     specialists = {name: path for name, path in bases.items() if name != "anchor"}
-    model = rc_agents.couple(bases["anchor"], specialists, **{"sites": 2, **settings})
+    same = dict.fromkeys(bases, tiny_tokenizer("prose"))
+    settings = {"sites": 2, "tokenizers": same, **settings}
+    model = rc_agents.couple(bases["anchor"], specialists, **settings)
     wake(model)
     return model
 
@@ -114,22 +117,19 @@ def test_bridges_live_with_their_targets(bases):
 
 
 def test_a_bridge_follows_the_block_of_a_model_that_is_spread_out(bases):
+    two = {name: bases[name] for name in ("anchor", "medical")}
     with virtual_devices(2) as devices:
-        spread = {"transformer.wte": 0, "transformer.wpe": 0, "transformer.ln_f": 1, "lm_head": 0}
-        spread |= {f"transformer.h.{block}": int(block > 2) for block in range(6)}
+        spread = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
+        spread |= {f"model.layers.{block}": block // 2 for block in range(4)}
         spread = {part: devices[index] for part, index in spread.items()}
-        model = _couple(
-            {name: bases[name] for name in ("anchor", "medical")},
-            device_map={"anchor": devices[0], "medical": spread},
-        )
-        assert [row[1] for row in model.sites] == [3, 6]
+        model = _couple(two, device_map={"anchor": spread, "medical": devices[1]})
+        assert [row[0] for row in model.sites] == [2, 4]
         for site in (0, 1):
-            bridge = model.bridge(("anchor", "medical"), site)
+            bridge = model.bridge(("medical", "anchor"), site)
             assert bridge.map.weight.device == devices[site]
         ids = prompts(B, T)
         out = model(ids.to(devices[0])).logits
-        expected = _couple({name: bases[name] for name in ("anchor", "medical")})(ids).logits
-        torch.testing.assert_close(out.cpu(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(out.cpu(), _couple(two)(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["lockstep", "threads"])
@@ -205,6 +205,26 @@ def test_gradients_reach_bridges_on_every_device(bases):
             gradient = model.bridge(edge, 0).map.weight.grad
             assert gradient.device == places[edge.target]
             assert gradient.cpu().abs().sum() > 0
+
+
+def test_routers_live_with_the_anchor(tmp_path):
+    kind = rc_agents.BridgeConfig(kind="moe")
+    equal = {name: saved(tmp_path, arch, "prose", width=32) for name, arch in ARCHS.items()}
+    ids, one = prompts(B, T), _couple(equal, bridge=kind)
+    with virtual_devices(3) as devices:
+        model, places = _home(equal, devices, bridge=kind)
+        there = ids.to(places["anchor"])
+        devices.transfers.clear()
+        out = model(there)
+        state = (B, T, 32), torch.float32
+        crossed = Counter(t for t in devices.between() if t.dtype == torch.float32)
+        assert crossed == Counter(
+            Transfer(*ends, *state)
+            for name in model.specialists
+            for ends in [(places[name], places["anchor"]), (places["anchor"], places[name])]
+            for _ in model.sites
+        )
+        torch.testing.assert_close(out.logits.cpu(), one(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mix", ["average", "learned"])

@@ -171,12 +171,17 @@ def test_the_published_start_is_linears_own_with_gates_at_minus_two():
     limit = 1 / math.sqrt(32)
     for weight in weights:
         assert 0.9 * limit < weight.abs().max() <= limit
-    assert {float(b.gate.value) for row in model.bridges.values() for b in row} == {-2.0}
-    assert float(torch.sigmoid(_coupled("two_models", _members(TWO[0])).mixer.value)) == 0.5
+    assert {b.gate.value.item() for bridges in model.bridges.values() for b in bridges} == {-2.0}
+    assert _coupled("two_models", _members(TWO[0])).mixer.weights(["anchor", "b"]).tolist() == [
+        0.5,
+        0.5,
+    ]
 
 
 def test_an_unknown_form_is_named():
     with pytest.raises(ValueError, match=r"unknown published form 'four'.*two_models"):
         CouplingConfig.published("four")
-    with pytest.raises(ValueError, match=r"names blocks for anchors of .12, 24, 36. blocks, not 10"):
+    with pytest.raises(
+        ValueError, match=r"names blocks for anchors of .12, 24, 36. blocks, not 10"
+    ):
         CouplingConfig.published("two_models", 10)

@@ -170,6 +170,8 @@ def test_padding_falls_back_to_the_end_token():
     kept, model.generation_config.pad_token_id = model.generation_config.pad_token_id, None
     try:
         assert GenerationService(model).batch(TEXTS, params()) == expected
+        model.generation_config.pad_token_id = 10_000  # an id that the anchor does not embed
+        assert GenerationService(model).batch(TEXTS, params()) == expected
     finally:
         tokenizer.pad_token, model.generation_config.pad_token_id = pad, kept
 
@@ -321,6 +323,16 @@ def test_closing_a_stream_stops_within_one_token(service):
         stream.close()
     finally:
         del service.model.forward
+
+
+def test_a_stream_can_be_closed_from_another_thread(service):
+    stream = service.stream("The people", params(max_new_tokens=200))
+    reader = threading.Thread(target=list, args=(stream,))
+    reader.start()
+    stream.close()
+    reader.join(10)
+    assert not reader.is_alive()
+    assert stream.result.finish_reason == "cancelled"
 
 
 def test_a_dropped_stream_ends_its_thread(service):

@@ -29,7 +29,11 @@ PAIRS = [
 TRIPLES = [
     (("llama", "prose"), ("gpt2", "code"), ("gemma3_text", "metaspace")),
     (("gpt2", "metaspace"), ("qwen2", "prose"), ("mamba2", "code")),
-    (("llama", "prose"), ("qwen3", "prose"), ("gemma2", "code")),  # one shares the anchor's tokenizer
+    (
+        ("llama", "prose"),
+        ("qwen3", "prose"),
+        ("gemma2", "code"),
+    ),  # one shares the anchor's tokenizer
 ]
 ENSEMBLES = PAIRS + TRIPLES
 TEXT = CODE[:48] + PROSE[:30] + OTHER[:14]
@@ -57,7 +61,10 @@ def test_a_branch_token_sees_its_own_past_alone(arch):
     allowed[14:, root:14] = False
     sight = Sight(allowed[None], positions, positions)
     logits = model(
-        ids, attention_mask=sight.mask(model), position_ids=positions, past_key_values=DynamicCache()
+        ids,
+        attention_mask=sight.mask(model),
+        position_ids=positions,
+        past_key_values=DynamicCache(),
     ).logits
     close(logits[:, :14], model(main[None]).logits)
     close(logits[:, 14:], model(torch.cat([main[:root], tail])[None]).logits[:, root:])
@@ -102,17 +109,23 @@ def test_batched_generation_equals_single_calls(parts):
     model = span_ensemble(*parts)
     texts = [PROSE[:30], CODE[:44], OTHER[:9]]
     ids, mask = batch_of(model, *texts)
-    together = model.generate(ids, attention_mask=mask, max_new_tokens=8, **GREEDY)[:, ids.shape[1] :]
+    together = model.generate(ids, attention_mask=mask, max_new_tokens=8, **GREEDY)[
+        :, ids.shape[1] :
+    ]
     for row, text in enumerate(texts):
         alone = ids_of(model, text)
-        assert torch.equal(model.generate(alone, max_new_tokens=8, **GREEDY)[0, alone.shape[1] :], together[row])
+        assert torch.equal(
+            model.generate(alone, max_new_tokens=8, **GREEDY)[0, alone.shape[1] :], together[row]
+        )
 
 
 @pytest.mark.parametrize("parts", [PAIRS[1], TRIPLES[1]], ids=names_of)
 def test_threads_equal_lockstep(parts):
     lockstep, threads = (span_ensemble(*parts, schedule=kind) for kind in ("lockstep", "threads"))
     ids, mask = batch_of(lockstep, PROSE[:30], CODE[:44])
-    assert torch.equal(lockstep(ids, attention_mask=mask).logits, threads(ids, attention_mask=mask).logits)
+    assert torch.equal(
+        lockstep(ids, attention_mask=mask).logits, threads(ids, attention_mask=mask).logits
+    )
     arguments = {"attention_mask": mask, "max_new_tokens": 6, **GREEDY}
     assert torch.equal(lockstep.generate(ids, **arguments), threads.generate(ids, **arguments))
 
@@ -125,7 +138,9 @@ def test_beam_search_is_the_same_without_a_cache(parts):
     model = span_ensemble(*parts)
     ids = ids_of(model, PROSE[:24])
     arguments = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6, **GREEDY}
-    assert torch.equal(model.generate(ids, **arguments), model.generate(ids, use_cache=False, **arguments))
+    assert torch.equal(
+        model.generate(ids, **arguments), model.generate(ids, use_cache=False, **arguments)
+    )
 
 
 @pytest.mark.parametrize("parts", [PAIRS[0], PAIRS[1], PAIRS[6], TRIPLES[0]], ids=names_of)
@@ -136,7 +151,9 @@ def test_prompt_lookup_and_an_assistant_give_the_greedy_answer(parts):
     looked_up = model.generate(ids, max_new_tokens=10, prompt_lookup_num_tokens=4, **GREEDY)
     assert torch.equal(looked_up, greedy)
     assistant = model.models["anchor"]
-    assert torch.equal(model.generate(ids, max_new_tokens=10, assistant_model=assistant, **GREEDY), greedy)
+    assert torch.equal(
+        model.generate(ids, max_new_tokens=10, assistant_model=assistant, **GREEDY), greedy
+    )
 
 
 @pytest.mark.parametrize("parts", [PAIRS[0], PAIRS[5], TRIPLES[1]], ids=names_of)
@@ -145,7 +162,9 @@ def test_generation_goes_on_from_a_cache(parts):
     ids = ids_of(model, CODE[:30])
     whole = model.generate(ids, max_new_tokens=9, **GREEDY)
     first = model.generate(ids, max_new_tokens=4, return_dict_in_generate=True, **GREEDY)
-    rest = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=5, **GREEDY)
+    rest = model.generate(
+        first.sequences, past_key_values=first.past_key_values, max_new_tokens=5, **GREEDY
+    )
     assert torch.equal(rest, whole)
 
 
@@ -167,7 +186,9 @@ def test_a_specialist_left_out_of_one_pass_reads_on_in_the_next():
     model = span_ensemble(*TRIPLES[0])
     ids = ids_of(model, TEXT)
     cache = model(ids[:, :9], use_cache=True, specialists=["law"]).past_key_values
-    cache = model(ids[:, 9:15], past_key_values=cache, use_cache=True, specialists=["medical"]).past_key_values
+    cache = model(
+        ids[:, 9:15], past_key_values=cache, use_cache=True, specialists=["medical"]
+    ).past_key_values
     logits = model(ids[:, 15:], past_key_values=cache, use_cache=True).logits
     assert logits.isfinite().all()
     assert [row.columns for row in cache.texts["medical"].rows] == [ids.shape[1]]
@@ -243,12 +264,16 @@ def test_every_model_s_own_logits_and_next_token():
         tokenizer = model.tokenizers[name]
         for row, text in enumerate(texts):
             real = output.steered_attention_mask[name][row].bool()
-            assert output.steered_input_ids[name][row][real].tolist() == tokenizer(text)["input_ids"]
+            assert (
+                output.steered_input_ids[name][row][real].tolist() == tokenizer(text)["input_ids"]
+            )
         assert output.steered_logits[name].shape[:2] == output.steered_input_ids[name].shape
     together = model.decode_steered(output)
     for row, text in enumerate(texts):
         alone = model.decode_steered(model(ids_of(model, text), output_steered=True))
-        assert {name: rows[row] for name, rows in together.items()} == {name: rows[0] for name, rows in alone.items()}
+        assert {name: rows[row] for name, rows in together.items()} == {
+            name: rows[0] for name, rows in alone.items()
+        }
 
 
 # --- what is refused --------------------------------------------------------------------------------------------

@@ -47,7 +47,10 @@ def run(model: CoupledForCausalLM, text: str) -> tuple[torch.Tensor, CoupledOutp
 
 
 def common(one: list, other: list) -> int:
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    return sum(
+        1
+        for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -67,11 +70,15 @@ def test_what_comes_later_changes_nothing(model, before, after, instead):
     for name in set(SPECIALISTS) & set(output.steered_logits) & set(output_2.steered_logits):
         rows = [each.past_key_values.texts[name].rows[0].pieces for each in (output, output_2)]
         own = common(*rows)
-        assert output.steered_input_ids[name][0, :own].tolist() == [index for index, _ in rows[0][:own]]
+        assert output.steered_input_ids[name][0, :own].tolist() == [
+            index for index, _ in rows[0][:own]
+        ]
         columns = [[clock.column_at(end) for _, end in rows[0][:own]] for clock in clocks]
         settled = common(*columns)
         settled = min(settled, sum(column < kept for column in columns[0]))
-        one_logits, other_logits = (each.steered_logits[name][:, :settled] for each in (output, output_2))
+        one_logits, other_logits = (
+            each.steered_logits[name][:, :settled] for each in (output, output_2)
+        )
         close(one_logits, other_logits)
 
 
@@ -100,7 +107,9 @@ def test_every_source_token_lies_at_or_before_one_that_is_read(model, text):
     fresh = type(cache)({})
     plan = span.plan(fresh, readers, model.anchor_bytes(), ids, torch.ones_like(ids))
     whole = clock.sizes[-1] == clock._raw_sizes[-1]  # the text ends with a whole character
-    last_column = max(column for column in (clock.column_at(end) for end in range(len(clock._raw) + 1)))
+    last_column = max(
+        column for column in (clock.column_at(end) for end in range(len(clock._raw) + 1))
+    )
     for name, step in plan.steps.items():
         # The last of the model's tokens speaks at the anchor's last column (and so to every other specialist there).
         assert int(plan.picks[name][0, -1]) == int(step.real.sum()) - 1

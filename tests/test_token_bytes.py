@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rc_agents import packaged
-from rc_agents.alignment import AS_BEFORE, NOTHING, Clock, Row, Segments, TokenBytes, same_tokenizer
+from rc_agents.alignment import AS_BEFORE, NOTHING, Branch, Clock, Row, Segments, TokenBytes, same_tokenizer
 from rc_agents.alignment.tokens import readable
 from rc_agents.errors import TokenError
 from tests.spans import CODE, OTHER, PROSE, TEXTS
@@ -36,10 +37,19 @@ def _with_metaspace() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def _without_a_byte() -> PreTrainedTokenizerFast:
+    """A tokenizer that has no token for the byte of "?" and drops it, as SmolLM2 does with some."""
+    tokenizer = copy.deepcopy(tiny_tokenizer("code"))
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    del rules["model"]["vocab"]["?"]
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(rules)))
+
+
 TOKENIZERS = {
     **{kind: lambda kind=kind: tiny_tokenizer(kind) for kind in KINDS},
     "metaspace pre-tokenizer": _with_metaspace,
     "nfc": lambda: _with_normalizer(normalizers.NFC()),
+    "without a byte": _without_a_byte,
     "lowercase": lambda: _with_normalizer(normalizers.Lowercase()),
 }
 
@@ -56,7 +66,9 @@ def test_the_bytes_of_a_text_s_tokens_are_the_text(kind, text):
     tokens = TokenBytes(tokenizer)
     ids = tokenizer(text, split_special_tokens=True)["input_ids"]
     assert b"".join(tokens.of(ids)) == text.encode()
-    assert [index for index, _ in tokens.split([text.encode()], first=True)[0]] == ids[len(tokens.lead) :]
+    assert [index for index, _ in tokens.split([text.encode()], first=True)[0]] == ids[
+        len(tokens.lead) :
+    ]
 
 
 def test_an_emoji_is_split_over_tokens_byte_by_byte():
@@ -100,7 +112,7 @@ def test_where_a_normaliser_changes_the_text_ends_come_from_offsets():
     tokens = TokenBytes(_with_normalizer(normalizers.NFC()))
     pieces = tokens.split(["e\u0301x".encode()], first=True)[0]
     assert pieces[-1][1] == len("e\u0301x".encode())
-    assert len(tokens.split(["E".encode()], first=True)[0]) == 1
+    assert len(tokens.split([b"E"], first=True)[0]) == 1
 
 
 def test_the_users_tokenizer_is_left_as_it_was():
@@ -199,10 +211,13 @@ def test_a_clock_is_the_same_however_it_was_wound(text, data):
         often.cut(min(start + 3, len(ids)))
         often = often.copy()
     assert often == once
-    assert bytes(once.text) == b"".join(tokens.of(ids)).decode("utf-8", "replace").encode() or "\ufffd" in text
+    assert (
+        bytes(once.text) == b"".join(tokens.of(ids)).decode("utf-8", "replace").encode()
+        or "\ufffd" in text
+    )
 
 
-def _alone(row: Row, clock: Clock, speaker: int, branch) -> list[int]:
+def _behind(row: Row, speaker: int, branch: Branch) -> list[int]:
     """The tokens behind a speaker, its own last."""
     if speaker < len(row.pieces):
         return [index for index, _ in row.pieces[: speaker + 1]]
@@ -216,34 +231,34 @@ def _alone(row: Row, clock: Clock, speaker: int, branch) -> list[int]:
 
 @settings(max_examples=80, deadline=None)
 @given(text=TEXTS, anchor=st.sampled_from(list(KINDS)), data=st.data())
-def test_at_every_column_the_last_token_of_the_text_up_to_there_speaks(segments, text, anchor, data):
+def test_at_every_column_the_last_token_of_the_text_up_to_there_speaks(
+    segments, text, anchor, data
+):
+    def alone(size: int) -> list[int]:
+        pieces = segments.tokens.split([bytes(clock.text[:size])], first=True)[0] if size else ()
+        return [*segments.tokens.lead, *(index for index, _ in pieces)] if pieces else []
+
     spelling = TokenBytes(tiny_tokenizer(anchor))
     ids = spelling.tokenizer(text)["input_ids"]
     clock, row = Clock(), Row(segments)
-    last: list[int] = []
-    while clock.num_columns < len(ids):
+    behind: list[int] = []
+    for _ in range(6):
         since = clock.num_columns
+        if since == len(ids):
+            break
         step = data.draw(st.integers(1, len(ids) - since))
         clock.extend(spelling, ids[since : since + step], [1] * step)
         branch, speakers = row.follow(clock, since, tree=True)
         row.slots += range(len(row.slots), len(row.pieces))
         for size, speaker in zip(clock.sizes[since:], speakers, strict=True):
-            if speaker == NOTHING:
-                assert size == 0
-            elif speaker != AS_BEFORE:
-                last = _alone(row, clock, speaker, branch)
-            if size:
-                alone = segments.tokens.split([bytes(clock.text[:size])], first=True)[0]
-                assert last == [*segments.tokens.lead, *(index for index, _ in alone)]
+            if speaker != AS_BEFORE:
+                behind = [] if speaker == NOTHING else _behind(row, speaker, branch)
+            assert behind == alone(size)
         if data.draw(st.booleans()):
             keep = data.draw(st.integers(0, clock.num_columns))
             clock.cut(keep)
             row.cut(keep, len(clock.text))
-            size = clock.sizes[-1] if keep else 0
-            alone = segments.tokens.split([bytes(clock.text[:size])], first=True)[0]
-            last = [*segments.tokens.lead, *(index for index, _ in alone)]
-            if data.draw(st.booleans()):
-                break
+            behind = alone(len(clock.text))
 
 
 @settings(max_examples=40, deadline=None)
@@ -266,9 +281,9 @@ def test_a_line_of_tokens_is_only_ever_appended_to(segments, text, anchor):
         assert [max(who, -1) for who in at_once] == list(
             itertools.accumulate(step_by_step, lambda last, who: last if who == AS_BEFORE else who)
         )
-    spelled = b"".join(segments.tokens.pieces.get(index, b"") for index, _ in whole.pieces)
-    if segments.cuts_at == "pairs" and not segments.tokens.drops_first_space:
-        assert spelled == bytes(clock.text)
+    ends = [end for _, end in whole.pieces]
+    assert ends == sorted(ends)
+    assert max(ends, default=0) <= len(clock.text)
 
 
 # --- real tokenizers --------------------------------------------------------------------------------------------
@@ -287,8 +302,6 @@ def test_smollm2_tokenizes_by_segments(smollm2, text):
     assert smollm2.cuts_at == "pairs"
     found = smollm2.tokenize(text.encode())
     assert found == list(smollm2.tokens.split([text.encode()], first=True)[0])
-    spelled = b"".join(smollm2.tokens.pieces[index] for index, _ in found)
-    assert spelled == text.encode() or "\U00040000" <= max(text)  # its vocabulary lacks some bytes
 
 
 @pytest.mark.real

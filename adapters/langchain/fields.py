@@ -15,6 +15,8 @@ from rc_agents.service import GenerationParams, GenerationResult, GenerationServ
 LIVE = "live:"
 CHOICES = ("temperature", "top_p", "top_k", "seed", "specialists", "strength", "timeout")
 """The fields that are parameters of a generation under the same name."""
+UNSUPPORTED = ("tools", "tool_choice", "functions", "function_call", "response_format")
+"""What LangChain passes for abilities that are not there."""
 
 
 class Source:
@@ -141,12 +143,13 @@ class CoupledFields(BaseModel):
 
     def _params(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationParams:
         """The fields, and over them what a call says."""
-        for name in _unsupported(kwargs):
-            raise InputError(f"{type(self).__name__} does not support {name!r} yet")
-        known = {"max_tokens", "max_new_tokens", "stop", "model", "stream", *CHOICES}
-        for name in kwargs.keys() - known:
+        for name in UNSUPPORTED:
+            if kwargs.get(name):
+                raise InputError(f"{type(self).__name__} does not support {name!r} yet")
+        known = sorted({"max_tokens", "max_new_tokens", "stop", "model", "stream", *CHOICES})
+        for name in kwargs.keys() - {*known, *UNSUPPORTED}:
             raise InputError(
-                f"{type(self).__name__} got an unknown argument {name!r}; {nearest(name, sorted(known))}"
+                f"{type(self).__name__} got an unknown argument {name!r}; {nearest(name, known)}"
             )
         if kwargs.get("model", self.model) != self.model:
             raise InputError(
@@ -164,9 +167,3 @@ class CoupledFields(BaseModel):
             "model_provider": "rc_agents",
             "finish_reason": result.finish_reason,
         }
-
-
-def _unsupported(kwargs: dict[str, Any]) -> list[str]:
-    """Names of what LangChain passes for abilities that are not there, where it asks for them."""
-    names = ("tools", "tool_choice", "functions", "function_call", "response_format")
-    return [name for name in names if kwargs.get(name)]

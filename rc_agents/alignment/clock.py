@@ -23,7 +23,9 @@ class Clock:
     sizes: list[int] = field(default_factory=list)
     _raw: bytearray = field(default_factory=bytearray)
     _raw_sizes: list[int] = field(default_factory=list)
-    _stops: list[int] = field(default_factory=list)  # byte at which each token with text ends, rising
+    _stops: list[int] = field(
+        default_factory=list
+    )  # byte at which each token with text ends, rising
     _columns: list[int] = field(default_factory=list)  # and its column
     _first: int | None = None  # column of the first token with text
 

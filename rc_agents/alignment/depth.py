@@ -24,12 +24,16 @@ def anchor_sites(sites: int | Sequence[int], num_layers: int) -> list[int]:
     if isinstance(sites, int):
         if sites < 1:
             raise ConfigError(f"sites={sites}: expected at least 1 meeting point")
-        blocks = {round(m * num_layers / sites) for m in range(1, sites + 1)}
-        return sorted(blocks - {0})
+        spread = {round(m * num_layers / sites) for m in range(1, sites + 1)}
+        return sorted(spread - {0})
     blocks = list(sites)
     if not blocks:
         raise ConfigError("sites is empty: expected at least one 1-based anchor block")
-    wrong = [b for b in blocks if isinstance(b, bool) or not isinstance(b, int) or not 1 <= b <= num_layers]
+    wrong = [
+        b
+        for b in blocks
+        if isinstance(b, bool) or not isinstance(b, int) or not 1 <= b <= num_layers
+    ]
     if wrong:
         raise ConfigError(f"sites {wrong} lie outside the anchor's blocks 1..{num_layers}")
     if sorted(set(blocks)) != blocks:
@@ -37,7 +41,9 @@ def anchor_sites(sites: int | Sequence[int], num_layers: int) -> list[int]:
     return blocks
 
 
-def matching_layers(sites: Sequence[int], num_anchor_layers: int, num_layers: Sequence[int]) -> list[list[int]]:
+def matching_layers(
+    sites: Sequence[int], num_anchor_layers: int, num_layers: Sequence[int]
+) -> list[list[int]]:
     """Returns, for every site kept, the block of each model: max(1, floor(l L_j / L_anchor)).
 
     A site at which a shallower model would meet twice on one block is dropped with a warning.
@@ -56,7 +62,8 @@ def matching_layers(sites: Sequence[int], num_anchor_layers: int, num_layers: Se
         clash = rows and any(new <= old for new, old in zip(row, rows[-1], strict=True))
         if clash:
             warnings.warn(
-                f"site {site} dropped: a shallower model would meet twice on one of its blocks", stacklevel=2
+                f"site {site} dropped: a shallower model would meet twice on one of its blocks",
+                stacklevel=2,
             )
             continue
         rows.append(row)

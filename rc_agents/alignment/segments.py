@@ -36,9 +36,9 @@ class Segments:
         tokens: the tokenizer.
 
     Attributes:
-        cuts_at: `pairs` (behind a letter or digit, before any character that no token joins to it), `words` (between a letter and a space
-            alone, for tokenizers whose normaliser changes characters or that look whole words up), or `nowhere` (the
-            whole text is one segment).
+        cuts_at: `pairs` (behind a letter or digit, before any character that no token joins to it),
+            `words` (between a letter and a space alone, for tokenizers whose normaliser changes
+            characters or that look whole words up), or `nowhere` (the whole text is one segment).
     """
 
     def __init__(self, tokens: TokenBytes) -> None:
@@ -70,7 +70,9 @@ class Segments:
             self._memory = {}
         memory = self._memory
         for first in (True, False):
-            new = list({text for text, begins in parts if begins is first and (text, first) not in memory})
+            new = list(
+                {text for text, begins in parts if begins is first and (text, first) not in memory}
+            )
             if new:
                 split = self.tokens.split(new, first=first)
                 memory.update(zip(((text, first) for text in new), split, strict=True))
@@ -93,14 +95,17 @@ class Segments:
         if self.cuts_at == "words":
             apart = before.isascii() and before.isalpha() and after == " "
         else:
-            apart = before.isalnum() and after != SPACE and (before.isalpha() or not after.isnumeric())
+            apart = (
+                before.isalnum() and after != SPACE and (before.isalpha() or not after.isnumeric())
+            )
         return apart and (before.encode()[-1], after.encode()[0]) not in self._joined
 
     def _holds(self, kind: str) -> bool:
         self.cuts_at, self._cuts = kind, {}
         whole = self.tokens.split([probe.encode() for probe in PROBES], first=True)
         return all(
-            self.tokenize(probe.encode()) == list(pieces) for probe, pieces in zip(PROBES, whole, strict=True)
+            self.tokenize(probe.encode()) == list(pieces)
+            for probe, pieces in zip(PROBES, whole, strict=True)
         )
 
 
@@ -108,14 +113,21 @@ def _candidates(rules: dict[str, Any]) -> list[str]:
     """The kinds of cut that a tokenizer's rules allow, the finest first."""
     normalizer, pre_tokenizer = parts_of(rules.get("normalizer")), rules.get("pre_tokenizer")
     steps = {step["type"] for step in normalizer}
-    flagged = any(token["rstrip"] or token["single_word"] for token in rules.get("added_tokens") or [])
+    flagged = any(
+        token["rstrip"] or token["single_word"] for token in rules.get("added_tokens") or []
+    )
     if not steps <= WORDS_STAY or "(?<" in str(pre_tokenizer) or flagged:
         return ["nowhere"]
     model = rules["model"]
     plain = steps <= CHARACTERS_STAY and all(
-        step["type"] != "Replace" or (step["pattern"].get("String"), step["content"]) == (" ", SPACE)
+        step["type"] != "Replace"
+        or (step["pattern"].get("String"), step["content"]) == (" ", SPACE)
         for step in normalizer
     )
     whole_words = model.get("ignore_merges") or model["type"] not in ("BPE", "Unigram")
     fuses = (model.get("fuse_unk") or model["type"] == "Unigram") and not model.get("byte_fallback")
-    return ["pairs", "words", "nowhere"] if plain and not whole_words and not fuses else ["words", "nowhere"]
+    return (
+        ["pairs", "words", "nowhere"]
+        if plain and not whole_words and not fuses
+        else ["words", "nowhere"]
+    )

@@ -36,18 +36,18 @@ class Branch:
     pieces: list[Piece] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     roots: list[int] = field(default_factory=list)
+    _known: dict[tuple[int, int, Piece], int] = field(default_factory=dict)
 
     def grow(self, root: int, tail: Sequence[Piece]) -> int:
         """Adds a branch behind `root` main tokens, sharing what is there; returns the index of its last token."""
         at = -1
         for piece in tail:
-            same = (k for k in range(at + 1, len(self.pieces)) if (self.parents[k], self.roots[k]) == (at, root))
-            found = next((k for k in same if self.pieces[k] == piece), None)
+            found = self._known.get((at, root, piece))
             if found is None:
+                found = self._known[at, root, piece] = len(self.pieces)
                 self.pieces.append(piece)
                 self.parents.append(at)
                 self.roots.append(root)
-                found = len(self.pieces) - 1
             at = found
         return at
 
@@ -73,7 +73,9 @@ class Row:
     pieces: list[Piece] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     columns: int = 0
-    _starts: list[tuple[int, int]] = field(default_factory=list)  # byte and first token of every segment
+    _starts: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # byte and first token of every segment
 
     def __post_init__(self) -> None:
         self.pieces = self.pieces or [(index, 0) for index in self.segments.tokens.lead]
@@ -93,22 +95,27 @@ class Row:
         missed = clock.sizes[since - 1] > self._size(clock) if since else False
         sizes = [clock.sizes[since - 1] if since and not missed else 0, *clock.sizes[since:]]
         branch = Branch()
-        if tree:
-            speakers = self._follow_tree(clock, sizes, branch)
-        else:
-            speakers = self._follow_line(clock)[since - self.columns :]
+        speakers = (
+            self._follow_tree(clock, sizes, branch)
+            if tree
+            else self._follow_line(clock)[since - self.columns :]
+        )
         self.columns = clock.num_columns
         return branch, speakers
 
     def _follow_tree(self, clock: Clock, sizes: list[int], branch: Branch) -> list[int]:
         self._retokenize(clock)
-        begins = [start for start, _ in self._starts]
-        grown = [(bisect_left(begins, size) - 1, size) for before, size in pairwise(sizes) if size > before]
-        parts = [(bytes(clock.text[begins[at] : size]), begins[at] == 0) for at, size in grown]
-        alone = zip(grown, self.segments.of(parts), strict=True)
-        speakers = iter([self._speaker(at, pieces, branch) for (at, _), pieces in alone])
+        parts, segments = [], []
+        for before, size in pairwise(sizes):
+            if size > before:
+                segments.append(bisect_left(self._starts, (size,)) - 1)
+                start, _ = self._starts[segments[-1]]
+                parts.append((bytes(clock.text[start:size]), start == 0))
+        alone = zip(segments, self.segments.of(parts), strict=True)
+        speakers = iter([self._speaker(at, pieces, branch) for at, pieces in alone])
         return [
-            next(speakers) if size > before else AS_BEFORE if size else NOTHING for before, size in pairwise(sizes)
+            next(speakers) if size > before else AS_BEFORE if size else NOTHING
+            for before, size in pairwise(sizes)
         ]
 
     def _retokenize(self, clock: Clock) -> None:
@@ -117,7 +124,9 @@ class Row:
         start, index = self._starts.pop() if self._starts else (0, lead)
         text = bytes(clock.text[start:])
         starts = [start + at for at in self.segments.starts(text)]
-        parts = [(text[a - start : b - start], a == 0) for a, b in pairwise([*starts, start + len(text)])]
+        parts = [
+            (text[a - start : b - start], a == 0) for a, b in pairwise([*starts, start + len(text)])
+        ]
         new: list[Piece] = []
         for at, pieces in zip(starts, self.segments.of(parts), strict=True):
             self._starts.append((at, index + len(new)))
@@ -132,9 +141,9 @@ class Row:
         end = self._starts[segment + 1][1] if segment + 1 < len(self._starts) else len(self.pieces)
         tail = [(token, start + stop) for token, stop in alone]
         same = common_prefix(self.pieces[index:end], tail)
-        if same == len(tail):
-            return index + same - 1
-        return len(self.pieces) + branch.grow(index + same, tail[same:])
+        if same < len(tail):
+            return len(self.pieces) + branch.grow(index + same, tail[same:])
+        return index + same - 1 if index + same > len(self.segments.tokens.lead) else NOTHING
 
     def _follow_line(self, clock: Clock) -> list[int]:
         """Appends the text of every column not yet taken in; returns who speaks there."""
@@ -143,9 +152,9 @@ class Row:
         tokens = iter(self.segments.of(parts))
         speakers, last = [], AS_BEFORE if sizes[0] else NOTHING
         for before, size in pairwise(sizes):
-            if size > before:
-                self.pieces += [(token, before + end) for token, end in next(tokens)]
-                last = len(self.pieces) - 1
+            new = [(token, before + end) for token, end in next(tokens)] if size > before else []
+            self.pieces += new
+            last = len(self.pieces) - 1 if new else last
             speakers.append(last)
         return speakers
 
@@ -159,7 +168,9 @@ class Row:
         while self._starts and self._starts[-1][0] >= size:
             self._starts.pop()
         lead = len(self.segments.tokens.lead)
-        kept = bisect_right(self.pieces, size, lo=lead, key=lambda piece: piece[1]) if size else lead
+        kept = (
+            bisect_right(self.pieces, size, lo=lead, key=lambda piece: piece[1]) if size else lead
+        )
         del self.pieces[kept:], self.slots[kept:]
 
     def copy(self) -> Row:

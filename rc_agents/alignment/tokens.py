@@ -70,7 +70,9 @@ class TokenBytes:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             kind = type(tokenizer).__name__
-            raise TokenError(f"the tokenizer of {name!r} ({kind}) is no fast tokenizer; alignment='span' needs one")
+            raise TokenError(
+                f"the tokenizer of {name!r} ({kind}) is no fast tokenizer; alignment='span' needs one"
+            )
         self.tokenizer = tokenizer
         description = backend.to_str()
         self.rules: dict[str, Any] = json.loads(description)
@@ -109,13 +111,15 @@ class TokenBytes:
             For each part its tokens with the byte of the part at which they end.
         """
         texts = [part.decode() for part in parts]
-        encoded = (self._start if first else self._later).encode_batch(texts, add_special_tokens=False)
+        encoded = (self._start if first else self._later).encode_batch(
+            texts, add_special_tokens=False
+        )
         return [self._ended(text, item, first) for text, item in zip(texts, encoded, strict=True)]
 
     def _ended(self, text: str, item: Any, first: bool) -> tuple[Piece, ...]:
         pieces = self.of(item.ids) if first else [self.pieces.get(index, b"") for index in item.ids]
         if b"".join(pieces) != text.encode():
-            return tuple(zip(item.ids, _ends_by_offset(text, item.offsets), strict=True))
+            return tuple(zip(item.ids, _ends_by_offset(text, item.offsets, pieces), strict=True))
         total, ended = 0, []
         for index, piece in zip(item.ids, pieces, strict=True):
             total += len(piece)
@@ -123,14 +127,19 @@ class TokenBytes:
         return tuple(ended)
 
 
-def _ends_by_offset(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """End bytes where a normaliser changed the text, from the tokenizer's own character offsets."""
-    at = [0]
+def _ends_by_offset(
+    text: str, offsets: Sequence[tuple[int, int]], pieces: Sequence[bytes]
+) -> list[int]:
+    """End bytes where the tokens do not spell the text: their own lengths where they fit, else character offsets."""
+    data, at = text.encode(), [0]
     for char in text:
         at.append(at[-1] + len(char.encode()))
     ends, last = [], 0
-    for _, end in offsets:
-        last = max(last, at[end])
+    for (start, end), piece in zip(offsets, pieces, strict=True):
+        begin = max(last, at[start])
+        stop = begin + len(piece)
+        spelled = piece and stop <= at[end] and data[begin:stop] == piece
+        last = stop if spelled else max(last, at[end])
         ends.append(last)
     return ends
 
@@ -147,7 +156,8 @@ def parts_of(rule: Any) -> list[dict[str, Any]]:
 
 def _is_sentencepiece(decoder: dict[str, Any]) -> bool:
     return any(
-        step["type"] == "Metaspace" or (step["type"] == "Replace" and step["pattern"].get("String") == SPACE)
+        step["type"] == "Metaspace"
+        or (step["type"] == "Replace" and step["pattern"].get("String") == SPACE)
         for step in parts_of(decoder)
     )
 
@@ -175,7 +185,9 @@ def _pieces(tokenizer: Any, rules: dict[str, Any], piece: Any) -> dict[int, byte
 def _lead(backend: Tokenizer) -> list[int]:
     encoded = backend.encode("a", add_special_tokens=True)
     lead = []
-    for index, special, real in zip(encoded.ids, encoded.special_tokens_mask, encoded.attention_mask, strict=True):
+    for index, special, real in zip(
+        encoded.ids, encoded.special_tokens_mask, encoded.attention_mask, strict=True
+    ):
         if not special:
             break
         if real:
@@ -214,7 +226,10 @@ def _inside(rule: Any) -> Any:
         return rule
     for key in ("normalizers", "pretokenizers"):
         if key in rule:
-            return {**rule, key: [kept for part in rule[key] if (kept := _inside(part)) is not None]}
+            return {
+                **rule,
+                key: [kept for part in rule[key] if (kept := _inside(part)) is not None],
+            }
     if rule["type"] == "Prepend":
         return None
     if rule["type"] == "Metaspace":
@@ -223,7 +238,11 @@ def _inside(rule: Any) -> Any:
 
 
 def _byte_level(token: str) -> bytes:
-    return bytes(_ALPHABET[char] for char in token) if all(c in _ALPHABET for c in token) else token.encode()
+    return (
+        bytes(_ALPHABET[char] for char in token)
+        if all(c in _ALPHABET for c in token)
+        else token.encode()
+    )
 
 
 def _sentencepiece(token: str) -> bytes:

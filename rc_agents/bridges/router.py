@@ -42,7 +42,7 @@ class Router(nn.Module):
             states: by name, each (B, T, width), same positions.
             presence: whether each model takes part in each row, (B,) by name; None where all do.
         """
-        home = next(iter(self.rows.values())).weight.device
+        home = next(self.parameters()).device
         stack = torch.stack([h.to(home, torch.float32) for h in states.values()])  # (N, B, T, D)
         on = torch.ones(stack.shape[:2], dtype=torch.bool, device=home)
         if presence is not None:

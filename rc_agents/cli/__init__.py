@@ -8,9 +8,9 @@ from collections.abc import Sequence
 try:
     import typer  # noqa: F401
 except ImportError:
-    app = None  # type: ignore[assignment]
+    app = None
 else:
-    from .app import app, run
+    from .app import app, run  # type: ignore[assignment]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -94,7 +94,7 @@ class Share:
 
 
 def exact_match(
-    subject: Subject, chosen: Sequence[facts.Fact], *, batch: int = 32, label: str = ""
+    subject: Subject, chosen: Sequence[facts.Fact], *, batch: int = 55, label: str = ""
 ) -> Share:
     """Share of facts whose generated title is right, normalised."""
     hits = 0
@@ -123,14 +123,19 @@ def choice(
 
 def mean_logprobs(subject: Subject, prompt: str, endings: Sequence[str]) -> list[float]:
     """Mean log-probability a token of each ending behind the prompt."""
-    head = subject.tokenizer(prompt).input_ids
-    tails = [subject.tokenizer(ending, add_special_tokens=False).input_ids for ending in endings]
-    width = len(head) + max(map(len, tails))
-    ids = torch.tensor([head + tail + [0] * (width - len(head) - len(tail)) for tail in tails])
-    mask = torch.tensor(
-        [[1] * (len(head) + len(tail)) + [0] * (width - len(head) - len(tail)) for tail in tails]
-    )
-    logprobs = subject.logits(ids, mask)[:, len(head) - 1 : -1].float().log_softmax(-1)
+    head = subject.tokenizer(prompt, return_tensors="pt").input_ids
+    tails = [subject.tokenizer(end, add_special_tokens=False).input_ids for end in endings]
+    width = max(map(len, tails))
+    ids = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails])
+    with torch.inference_mode():
+        first = subject.model(input_ids=head, use_cache=True, **subject.options)
+        cache = first.past_key_values
+        cache.batch_repeat_interleave(len(tails))
+        rest = subject.model(
+            input_ids=ids, past_key_values=cache, use_cache=True, **subject.options
+        )
+    ahead = first.logits[:, -1:].expand(len(tails), -1, -1)
+    logprobs = torch.cat([ahead, rest.logits[:, :-1]], dim=1).float().log_softmax(-1)
     return [float(logprobs[k, range(len(tail)), tail].mean()) for k, tail in enumerate(tails)]
 
 

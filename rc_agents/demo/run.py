@@ -42,8 +42,8 @@ class DemoConfig:
 
     output: Path = Path("reports/demo")
     seed: int = 0
-    choice_codes: int = 40
-    documents: int = 12
+    choice_codes: int = 20
+    documents: int = 8
     length: int = 128
     repeats: int = 5
     threads: int = 0

@@ -8,6 +8,9 @@ from .lockstep import run_lockstep
 from .protocol import Meet, Stream
 from .threads import run_threads
 
-SCHEDULES: dict[str, Callable[..., dict[str, Any]]] = {"lockstep": run_lockstep, "threads": run_threads}
+SCHEDULES: dict[str, Callable[..., dict[str, Any]]] = {
+    "lockstep": run_lockstep,
+    "threads": run_threads,
+}
 
 __all__ = ["SCHEDULES", "CoupledPass", "Meet", "Stream", "run_lockstep", "run_threads"]

@@ -12,7 +12,6 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..alignment import AS_BEFORE, NOTHING, Branch, Clock, Row, Segments, SpanText, TokenBytes
 from ..cache import CoupledCache
-from ..topology import Edge
 from .tree import Mask, Sight, takes_branches
 
 HOLE = 1 << 30  # stands for a slot that holds no main token
@@ -97,7 +96,10 @@ def plan(
         if name not in memory.texts:
             memory.texts[name] = SpanText(reader.tree, [Row(reader.segments) for _ in clocks])
         text = memory.texts[name]
-        followed = [row.follow(clock, since, text.tree) for row, clock in zip(text.rows, clocks, strict=True)]
+        followed = [
+            row.follow(clock, since, text.tree)
+            for row, clock in zip(text.rows, clocks, strict=True)
+        ]
         branches, speakers = [branch for branch, _ in followed], [who for _, who in followed]
         cached = _roll_back(memory, name, reader, len(clocks))
         kept = [len(row.slots) for row in text.rows]
@@ -114,11 +116,15 @@ def plan(
     return result
 
 
-def _wind(clocks: list[Clock], anchor: TokenBytes, input_ids: Tensor, attention_mask: Tensor) -> list[Clock]:
+def _wind(
+    clocks: list[Clock], anchor: TokenBytes, input_ids: Tensor, attention_mask: Tensor
+) -> list[Clock]:
     if not clocks:
         clocks.extend(Clock() for _ in range(input_ids.shape[0]))
     since = clocks[0].num_columns
-    new = zip(clocks, input_ids[:, since:].tolist(), attention_mask[:, since:].tolist(), strict=True)
+    new = zip(
+        clocks, input_ids[:, since:].tolist(), attention_mask[:, since:].tolist(), strict=True
+    )
     for clock, ids, mask in new:
         clock.extend(anchor, ids, mask)
     return clocks
@@ -133,21 +139,27 @@ def _roll_back(memory: CoupledCache, name: str, reader: Reader, num_rows: int) -
     surplus = text.num_slots - text.live_slots()
     cached = cache is not None and (text.tree or num_rows == 1)
     if cached and not text.num_slots and not text.tree:
-        cache = memory.caches[name] = DynamicCache(config=reader.model.config.get_text_config(decoder=True))
+        cache = memory.caches[name] = DynamicCache(
+            config=reader.model.config.get_text_config(decoder=True)
+        )
     if cached and surplus and text.tree:
         cache.crop(-surplus)
     elif not cached or surplus:
         for row in text.rows:
             row.slots = []
         if cached:
-            memory.caches[name] = DynamicCache(config=reader.model.config.get_text_config(decoder=True))
+            memory.caches[name] = DynamicCache(
+                config=reader.model.config.get_text_config(decoder=True)
+            )
     text.num_slots = text.live_slots()
     return cached
 
 
 def _step(text: SpanText, branches: list[Branch], reader: Reader, cached: bool) -> Step | None:
     begun = [len(row.slots) for row in text.rows]
-    main = [[token for token, _ in row.pieces[at:]] for row, at in zip(text.rows, begun, strict=True)]
+    main = [
+        [token for token, _ in row.pieces[at:]] for row, at in zip(text.rows, begun, strict=True)
+    ]
     aside = [[token for token, _ in branch.pieces] for branch in branches]
     width, extra = max(map(len, main)), max(map(len, aside))
     if not width + extra:
@@ -169,7 +181,9 @@ def _step(text: SpanText, branches: list[Branch], reader: Reader, cached: bool) 
     return Step(input_ids, position_ids, mask, real, cached)
 
 
-def _sight(text: SpanText, branches: list[Branch], begun: list[int], positions: Tensor, width: int) -> Sight:
+def _sight(
+    text: SpanText, branches: list[Branch], begun: list[int], positions: Tensor, width: int
+) -> Sight:
     """A main token sees the main tokens up to itself; a branch token those before its root, its branch, itself."""
     num_rows, num_new = positions.shape
     base = text.num_slots - num_new
@@ -180,7 +194,9 @@ def _sight(text: SpanText, branches: list[Branch], begun: list[int], positions: 
     for b, (row, branch, at) in enumerate(zip(text.rows, branches, begun, strict=True)):
         order[b, row.slots] = torch.arange(len(row.slots))
         limit[b, : len(row.slots) - at] = torch.arange(at, len(row.slots))
-        limit[b, width : width + len(branch.roots)] = torch.tensor(branch.roots, dtype=torch.long) - 1
+        limit[b, width : width + len(branch.roots)] = (
+            torch.tensor(branch.roots, dtype=torch.long) - 1
+        )
         for k, parent in enumerate(branch.parents):
             if parent >= 0:
                 beside[b, width + k, base:] |= beside[b, width + parent, base:]
@@ -189,7 +205,11 @@ def _sight(text: SpanText, branches: list[Branch], begun: list[int], positions: 
 
 
 def _reads(
-    rows: Sequence[Row], branches: Sequence[Branch], clocks: Sequence[Clock], kept: Sequence[int], step: Step
+    rows: Sequence[Row],
+    branches: Sequence[Branch],
+    clocks: Sequence[Clock],
+    kept: Sequence[int],
+    step: Step,
 ) -> Tensor:
     width, total = step.real.shape[1], step.input_ids.shape[1]
     reads = torch.full((len(rows), total), -1)
@@ -200,7 +220,9 @@ def _reads(
     return reads
 
 
-def _places(speakers: Sequence[int], since: int, begun: int, num_main: int, width: int) -> list[int]:
+def _places(
+    speakers: Sequence[int], since: int, begun: int, num_main: int, width: int
+) -> list[int]:
     """Where to find each speaker's state: among the P columns before, then this pass's tokens."""
     places, last = [], since - 1
     for who in speakers:

@@ -67,7 +67,10 @@ def takes_branches(model: PreTrainedModel) -> bool:
         return False
     if getattr(config, "_attn_implementation", None) not in ("eager", "sdpa"):
         return False
-    if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
+    if not set(getattr(config, "layer_types", None) or ()) <= {
+        "full_attention",
+        "sliding_attention",
+    }:
         return False
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
     return kinds <= {DynamicLayer, DynamicSlidingWindowLayer} and _obeys(model)
@@ -88,7 +91,12 @@ def _obeys(model: PreTrainedModel) -> bool:
 
     try:
         branch = last(
-            lambda: model(ids, attention_mask=sight.mask(model), position_ids=positions.to(device), use_cache=False)
+            lambda: model(
+                ids,
+                attention_mask=sight.mask(model),
+                position_ids=positions.to(device),
+                use_cache=False,
+            )
         )
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError):
         return False  # a model that builds its mask in another way

@@ -165,14 +165,10 @@ def _end_tokens(model: CoupledForCausalLM) -> list[int]:
 
 
 def _padding(model: CoupledForCausalLM) -> int:
-    """Any id does, as the mask hides it."""
-    choices = [
-        model.tokenizer.pad_token_id,
-        model.generation_config.pad_token_id,
-        *_end_tokens(model),
-        0,
-    ]
-    return next(one for one in choices if one is not None)
+    """Any id that the anchor embeds does, as the mask hides it."""
+    own = [model.tokenizer.pad_token_id, model.generation_config.pad_token_id]
+    choices = [one for one in [*own, *_end_tokens(model), 0] if one is not None]
+    return next(one for one in choices if 0 <= one < model.config.vocab_size)
 
 
 def _padded(

@@ -15,7 +15,8 @@ R = TypeVar("R")
 
 
 @dataclass
-class _End(Generic[R]):
+class _Outcome(Generic[R]):
+    done: bool = False
     result: R | None = None
     error: BaseException | None = None
 
@@ -33,19 +34,20 @@ class TextStream(Iterator[str], Generic[R]):
     """
 
     def __init__(self, run: Callable[[Callable[[str], None], Callable[[], bool]], R]) -> None:
-        self._queue: SimpleQueue[str | _End[R]] = SimpleQueue()
+        self._queue: SimpleQueue[str | None] = SimpleQueue()  # None stands at the end
         self._closed = threading.Event()
-        self._end: _End[R] | None = None
-        queue, closed = (
-            self._queue,
-            self._closed,
-        )  # the thread must not keep the stream itself alive
+        self._outcome: _Outcome[R] = _Outcome()
+        self._ended = False
+        # The thread must not keep the stream itself alive.
+        queue, closed, outcome = self._queue, self._closed, self._outcome
 
         def work() -> None:
             try:
-                queue.put(_End(result=run(queue.put, closed.is_set)))
+                outcome.result = run(queue.put, closed.is_set)
             except BaseException as error:
-                queue.put(_End(error=error))
+                outcome.error = error
+            outcome.done = True
+            queue.put(None)
 
         context = contextvars.copy_context()
         self._thread = threading.Thread(
@@ -57,14 +59,12 @@ class TextStream(Iterator[str], Generic[R]):
         return self
 
     def __next__(self) -> str:
-        if self._end is not None or self._closed.is_set():
-            raise StopIteration
-        item = self._queue.get()
-        if isinstance(item, str):
-            return item
-        self._end = item
-        if item.error is not None:
-            raise item.error
+        text = None if self._ended or self._closed.is_set() else self._queue.get()
+        if text is not None and not self._closed.is_set():
+            return text
+        error, first, self._ended = self._outcome.error, not self._ended, True
+        if error is not None and first:
+            raise error
         raise StopIteration
 
     @property
@@ -74,20 +74,18 @@ class TextStream(Iterator[str], Generic[R]):
         Raises:
             InputError: the stream still runs; whatever the generation raised.
         """
-        if self._end is None:
+        if not self._outcome.done:
             raise InputError("the stream has no result yet; read it to its end, or close() it")
-        if self._end.error is not None:
-            raise self._end.error
-        assert self._end.result is not None
-        return self._end.result
+        if self._outcome.error is not None:
+            raise self._outcome.error
+        assert self._outcome.result is not None
+        return self._outcome.result
 
     def close(self) -> None:
         """Ends the generation and waits for it, at most one token long."""
         self._closed.set()
         self._thread.join()
-        while self._end is None:
-            item = self._queue.get()
-            self._end = item if isinstance(item, _End) else None
+        self._queue.put(None)  # whoever waits for text in another thread
 
     def __enter__(self) -> TextStream[R]:
         return self

@@ -74,6 +74,12 @@ def _mend_weights(path: Path, first_block: int) -> str:
 
 def _mend_config(path: Path, settings: Mapping[str, Any]) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
-    found["target_modules"] = sorted(found["target_modules"])  # a set, in any order
+    targets = found["target_modules"]
+    if not isinstance(targets, str):
+        if settings.get(
+            "layers_to_transform"
+        ):  # whole paths would name blocks by their place in the cut model
+            targets = {target.rsplit(".", 1)[-1] for target in targets}
+        found["target_modules"] = sorted(targets)  # a set, in any order
     text = json.dumps({**found, **settings}, indent=2, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ Shapes: P positions with a label, V vocabulary.
 import inspect
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback
 
 from rc_agents.errors import TrainingError
-from rc_agents.training.data import Batch
+from rc_agents.training.data import TEXT_GROUP, Batch, Encoded, pack, pad
 
 
 class AdapterTrainer(Trainer):
@@ -29,6 +30,30 @@ class AdapterTrainer(Trainer):
         logits_PV = packed_logits(model, inputs)
         loss = cross_entropy(logits_PV.float(), inputs["targets"])
         return (loss, logits_PV) if return_outputs else loss
+
+
+@torch.no_grad()
+def can_pack(model: Any, examples: Sequence[Encoded]) -> bool:
+    """Returns whether packing gives this model's own logits, tried on its two longest pairs.
+
+    It does not where a model has no attention mask to hide one pair from another (state spaces), or
+    a sliding window that a pair is longer than.
+    """
+    pairs = sorted((e for e in examples if e.group != TEXT_GROUP), key=lambda e: len(e.ids))[-2:]
+    if not {"attention_mask", "position_ids"} <= set(inspect.signature(model.forward).parameters):
+        return False
+    for count in range(1, len(pairs) + 1):
+        batch = pack(pairs[-count:])
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        alone = pad(pairs[-1:])["input_ids"].to(model.device)
+        start, size = pairs[-1].answer_start, len(pairs[-1].ids) - pairs[-1].answer_start
+        expected_PV = model(alone, use_cache=False).logits[0, start - 1 : -1]
+        found_PV = packed_logits(model, inputs)[-size:]
+        if not torch.allclose(
+            found_PV, expected_PV, rtol=1e-2, atol=1e-2 * float(expected_PV.abs().max())
+        ):
+            return False
+    return True
 
 
 def packed_logits(model: Any, batch: Batch) -> torch.Tensor:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from rc_agents.backbone import find_blocks, share_weights
 from rc_agents.errors import TrainingError
-from rc_agents.training.data import TEXT_GROUP, Batch, Encoded, collate
+from rc_agents.training.data import Batch, Batches, Encoded
 
 
 class LowerBlocks:
@@ -40,8 +40,11 @@ class LowerBlocks:
             indices: their places in the data; states of pairs are kept under these.
         """
         rest = {name: tensor for name, tensor in batch.items() if name != "input_ids"}
-        if examples[0].group == TEXT_GROUP:
-            return rest | {"inputs_embeds": self._run({"input_ids": batch["input_ids"]})}
+        if "targets" not in batch:  # rows, of text or padded
+            inputs = {
+                name: batch[name] for name in ("input_ids", "attention_mask") if name in batch
+            }
+            return rest | {"inputs_embeds": self._run(inputs)}
         lengths = [len(example.ids) - 1 for example in examples]
         # pack() lays out the shared prefix and then the rest of each example
         shared = (sum(lengths) - batch["input_ids"].shape[1]) // max(len(lengths) - 1, 1)
@@ -111,17 +114,21 @@ def split_blocks(model: PreTrainedModel, count: int) -> LowerBlocks:
     return lower
 
 
-class EnteredBatches(torch.utils.data.Dataset[Batch]):
+class EnteredBatches(Batches):
     """The batches of a plan as the upper part reads them."""
 
     def __init__(
-        self, examples: Sequence[Encoded], steps: Sequence[Sequence[int]], lower: LowerBlocks
+        self,
+        examples: Sequence[Encoded],
+        steps: Sequence[Sequence[int]],
+        lower: LowerBlocks,
+        *,
+        packed: bool = True,
     ) -> None:
-        self.examples, self.steps, self.lower = examples, steps, lower
-
-    def __len__(self) -> int:
-        return len(self.steps)
+        super().__init__(examples, steps, packed=packed)
+        self.lower = lower
 
     def __getitem__(self, step: int) -> Batch:
+        """Returns the batch of that step."""
         chosen = [self.examples[index] for index in self.steps[step]]
-        return self.lower.enter(collate(chosen), chosen, self.steps[step])
+        return self.lower.enter(super().__getitem__(step), chosen, self.steps[step])

@@ -20,8 +20,8 @@ from rc_agents.backbone import first_line, freeze
 from rc_agents.errors import ModelError, RCError, TrainingError, nearest
 from rc_agents.training import data as training_data
 from rc_agents.training.adapter_files import save_adapter
-from rc_agents.training.adapter_trainer import AdapterTrainer, LossWatch
-from rc_agents.training.lower_blocks import EnteredBatches, LowerBlocks, split_blocks
+from rc_agents.training.adapter_trainer import AdapterTrainer, LossWatch, can_pack
+from rc_agents.training.lower_blocks import EnteredBatches, split_blocks
 
 DTYPES = ("auto", "float32", "bfloat16")
 _NUMBERS: dict[str, tuple[float, Any]] = {  # the least value of each, and its type
@@ -130,9 +130,7 @@ def specialize(
     unfinished = output.with_name(output.name + ".unfinished")
     arguments = _arguments(config, unfinished, progress)
     model, tokenizer = load_base(base, config.dtype)
-    model.to(arguments.device)
-    lower = split_blocks(model, config.frozen_blocks) if config.frozen_blocks else None
-    batches = _batches(records, tokenizer, config, lower)
+    batches = _batches(records, tokenizer, model.to(arguments.device), config)
     model = _with_adapter(model, config)
     if not resume:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -203,11 +201,9 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 
 def _batches(
-    records: list[training_data.Record],
-    tokenizer: Any,
-    config: SpecializeConfig,
-    lower: LowerBlocks | None,
-) -> training_data.Batches | EnteredBatches:
+    records: list[training_data.Record], tokenizer: Any, model: Any, config: SpecializeConfig
+) -> training_data.Batches:
+    """Returns what the trainer reads; cuts the blocks that get no adapter out of the model."""
     examples = training_data.encode(
         tokenizer,
         records,
@@ -223,9 +219,11 @@ def _batches(
         seed=config.seed,
         mix=config.mix,
     )
-    if lower is not None:
-        return EnteredBatches(examples, steps, lower)
-    return training_data.Batches(examples, steps)
+    packed = can_pack(model, examples)
+    if config.frozen_blocks:
+        lower = split_blocks(model, config.frozen_blocks)
+        return EnteredBatches(examples, steps, lower, packed=packed)
+    return training_data.Batches(examples, steps, packed=packed)
 
 
 def _with_adapter(model: Any, config: SpecializeConfig) -> Any:

@@ -1,6 +1,6 @@
 """Training data: records from files, splits that share no document, batches that waste no padding."""
 
-from .batches import Batch, Batches, collate, pack, plan
+from .batches import Batch, Batches, collate, pack, pad, plan
 from .encoding import TEXT_GROUP, Encoded, encode
 from .records import Document, Pair, Record, Split, read, split
 
@@ -16,6 +16,7 @@ __all__ = [
     "collate",
     "encode",
     "pack",
+    "pad",
     "plan",
     "read",
     "split",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rc_agents.errors import DataError
 from rc_agents.training.data.encoding import TEXT_GROUP, Encoded
@@ -67,22 +68,37 @@ def _stream(members: Sequence[int], size: int, rng: random.Random) -> Iterator[l
 class Batches(torch.utils.data.Dataset[Batch]):
     """The batches of a plan in order, one a step, collated when asked for."""
 
-    def __init__(self, examples: Sequence[Encoded], steps: Sequence[Sequence[int]]) -> None:
-        self.examples, self.steps = examples, steps
+    def __init__(
+        self, examples: Sequence[Encoded], steps: Sequence[Sequence[int]], *, packed: bool = True
+    ) -> None:
+        self.examples, self.steps, self.packed = examples, steps, packed
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, step: int) -> Batch:
-        return collate([self.examples[index] for index in self.steps[step]])
+        return collate([self.examples[index] for index in self.steps[step]], packed=self.packed)
 
 
-def collate(examples: Sequence[Encoded]) -> Batch:
-    """Returns one batch: text blocks as equal rows, pairs packed into a single one."""
+def collate(examples: Sequence[Encoded], *, packed: bool = True) -> Batch:
+    """Returns one batch: text blocks as equal rows, pairs in a single one, or padded if not `packed`."""
     if all(example.group == TEXT_GROUP for example in examples):
         ids_BT = torch.tensor([example.ids for example in examples])
         return {"input_ids": ids_BT, "labels": ids_BT.clone()}
-    return pack(examples)
+    return pack(examples) if packed else pad(examples)
+
+
+def pad(examples: Sequence[Encoded]) -> Batch:
+    """Returns pairs as rows (B, T) padded on the right, with -100 for every label before the answer."""
+    rows = [torch.tensor(example.ids) for example in examples]
+    labels = [row.clone() for row in rows]
+    for label, example in zip(labels, examples, strict=True):
+        label[: example.answer_start] = -100
+    return {
+        "input_ids": pad_sequence(rows, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+    }
 
 
 def pack(examples: Sequence[Encoded]) -> Batch:
