@@ -67,9 +67,7 @@ class Loader:
             )
             tokenizer = self.tokenizers.get(name) or self._tokenizer(ref)
             member = Member(name, ref, model, tokenizer)
-        backbone.find_blocks(member.model)
-        backbone.cache_argument(member.model)
-        backbone.check_finite(name, member.model)
+        backbone.check(name, member.model)
         self.members[name] = member
         return member
 

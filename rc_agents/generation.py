@@ -24,6 +24,17 @@ _PRIVATE: dict[str, tuple[str, ...] | None] = {
         "batch_size",
         "max_cache_length",
     ),
+    "GenerationMixin._get_candidate_generator": (
+        "self",
+        "generation_config",
+        "input_ids",
+        "inputs_tensor",
+        "logits_processor",
+        "model_kwargs",
+        "assistant_model",
+        "target_tokenizer",
+        "assistant_tokenizer",
+    ),
     "GenerationMixin._get_logits_processor": (
         "self",
         "generation_config",
@@ -167,6 +178,14 @@ class CoupledGeneration(GenerationMixin):
         made.append(SeededSampling(seeds, ids.shape[1], keep_scores=keep))
         processors.append(made[-1])
         return processors
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        """Keeps what only an ensemble understands from an assistant that is a single model."""
+        if not isinstance(kwargs.get("assistant_model"), CoupledGeneration):
+            ours = ("edge_strength", "presence")
+            given = kwargs.get("model_kwargs") or {}
+            kwargs["model_kwargs"] = {k: v for k, v in given.items() if k not in ours}
+        return super()._get_candidate_generator(*args, **kwargs)
 
     @property
     def _is_stateful(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from .execution.span import Reader
 from .generation import CoupledGeneration
 from .mixing import OutputMixer
 from .topology import ANCHOR, Edge, Topology
+
+
+_KEYS = itertools.count()
 
 
 @dataclass
@@ -76,6 +80,7 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.members = dict(members)
         self._handles: dict[str, list[Any]] = {}
+        self.key = next(_KEYS)
         for name, member in self.members.items():
             setattr(self, f"lm_{name}", member.model)
             self._tap(name)
@@ -134,7 +139,7 @@ class CoupledForCausalLM(CoupledGeneration, PreTrainedModel, GenerationMixin):
     def _tap(self, name: str) -> None:
         column = self.names.index(name)
         layers = {row[column]: site for site, row in enumerate(self.sites)}
-        self._handles[name] = backbone.tap(self.models[name], layers)
+        self._handles[name] = backbone.tap(self.models[name], layers, self.key)
 
     @contextmanager
     def untapped(self, name: str) -> Iterator[None]:

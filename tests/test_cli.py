@@ -208,7 +208,7 @@ MISTAKES = [
     (["generate", BASE, "x", "--strength", "loud"], "expected a number, got 'loud'"),
     (["generate", BASE, "x", "--stream", "--json"], "--stream and --json do not go together"),
     (["specialize", BASE, "/no/such/data", "out"], "training data /no/such/data does not exist"),
-    (["specialize", BASE, BASE, "out", "--steps", "0"], "steps must be positive"),
+    (["specialize", BASE, BASE, "out", "--steps", "0"], "steps must be a whole number"),
 ]
 
 

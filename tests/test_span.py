@@ -1,5 +1,7 @@
 """Models with different tokenizers in one ensemble: passes, caches, batches, generation."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -36,7 +38,7 @@ TRIPLES = [
     ),  # one shares the anchor's tokenizer
 ]
 ENSEMBLES = PAIRS + TRIPLES
-TEXT = CODE[:48] + PROSE[:30] + OTHER[:14]
+TEXT = CODE[:48] + PROSE[:16] + OTHER[:11]
 
 
 def names_of(parts):
@@ -73,8 +75,14 @@ def test_a_branch_token_sees_its_own_past_alone(arch):
 # --- one pass and several give the same -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parts", ENSEMBLES, ids=names_of)
-@pytest.mark.parametrize("topology", ["unilateral", "multi_bilateral"])
+@pytest.mark.parametrize(
+    ("parts", "topology"),
+    [
+        *((parts, "multi_bilateral") for parts in ENSEMBLES),
+        (PAIRS[0], "unilateral"),
+        (TRIPLES[0], "unilateral"),
+    ],
+)
 def test_step_by_step_equals_one_pass(parts, topology):
     model = span_ensemble(*parts, topology=topology)
     ids = ids_of(model, TEXT)
@@ -154,6 +162,24 @@ def test_prompt_lookup_and_an_assistant_give_the_greedy_answer(parts):
     assert torch.equal(
         model.generate(ids, max_new_tokens=10, assistant_model=assistant, **GREEDY), greedy
     )
+
+
+def test_a_static_cache_gives_the_greedy_answer():
+    model = span_ensemble(*TRIPLES[0])
+    ids = ids_of(model, PROSE[:40])
+    greedy = model.generate(ids, max_new_tokens=6, **GREEDY)
+    static = model.generate(ids, max_new_tokens=6, cache_implementation="static", **GREEDY)
+    assert torch.equal(static, greedy)
+
+
+def test_calls_from_four_threads_do_not_disturb_each_other():
+    model = span_ensemble(*TRIPLES[1])
+    texts = [PROSE[:30], CODE[:44], OTHER[:9], PROSE[20:50]]
+    prompts = [ids_of(model, text) for text in texts]
+    alone = [model.generate(ids, max_new_tokens=6, **GREEDY) for ids in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(model.generate, ids, max_new_tokens=6, **GREEDY) for ids in prompts]
+        assert all(torch.equal(call.result(), one) for call, one in zip(calls, alone, strict=True))
 
 
 @pytest.mark.parametrize("parts", [PAIRS[0], PAIRS[5], TRIPLES[1]], ids=names_of)

@@ -13,7 +13,16 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rc_agents import packaged
-from rc_agents.alignment import AS_BEFORE, NOTHING, Branch, Clock, Row, Segments, TokenBytes, same_tokenizer
+from rc_agents.alignment import (
+    AS_BEFORE,
+    NOTHING,
+    Branch,
+    Clock,
+    Row,
+    Segments,
+    TokenBytes,
+    same_tokenizer,
+)
 from rc_agents.alignment.tokens import readable
 from rc_agents.errors import TokenError
 from tests.spans import CODE, OTHER, PROSE, TEXTS

@@ -118,10 +118,10 @@ def test_retention_is_zero_untrained_and_grows_with_the_bridges():
     model = ensemble()
     ids = torch.tensor(model.tokenizer(TEXTS[0]).input_ids)[None, :16]
     mask = torch.ones_like(ids)
-    assert float(retention(model, ids, mask)) == pytest.approx(0, abs=1e-6)
+    assert retention(model, ids, mask).item() == pytest.approx(0, abs=1e-6)
     for parameter in model.bridges.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    assert float(retention(model, ids, mask)) > 1e-3
+    assert retention(model, ids, mask).item() > 1e-3
 
 
 def test_a_trained_ensemble_is_saved_with_its_log(tmp_path):

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from .tokens import SPACE, Piece, TokenBytes, parts_of
+from .rules import SPACE, parts_of
+from .tokens import Piece, TokenBytes
 
 REMEMBERED = 1 << 16  # segments kept, most of them words
 

@@ -10,8 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ..errors import TokenError
-
-SPACE = "\u2581"  # sentencepiece's visible space
+from .rules import SPACE, adds_prefix, drops_first_space, is_sentencepiece, without_prefix
 
 Piece = tuple[int, int]
 """A token and the byte of its text at which it ends."""
@@ -78,18 +77,18 @@ class TokenBytes:
         self.rules: dict[str, Any] = json.loads(description)
         decoder = self.rules.get("decoder") or {}
         byte_level = '"ByteLevel"' in json.dumps(decoder)
-        if not byte_level and not _is_sentencepiece(decoder):
+        if not byte_level and not is_sentencepiece(decoder):
             raise TokenError(
                 f"the tokenizer of {name!r} has a decoder of type {decoder.get('type', 'none')!r}; alignment='span' "
                 "understands byte-level BPE and sentencepiece tokenizers"
             )
-        self.drops_first_space = not byte_level and _drops_first_space(decoder)
+        self.drops_first_space = not byte_level and drops_first_space(decoder)
         self.pieces = _pieces(tokenizer, self.rules, _byte_level if byte_level else _sentencepiece)
         self.lead = _lead(backend)
         self._start = _plain(Tokenizer.from_str(description))
         self._later = self._start
-        if _adds_prefix(self.rules):
-            self._later = _plain(Tokenizer.from_str(json.dumps(_without_prefix(self.rules))))
+        if adds_prefix(self.rules):
+            self._later = _plain(Tokenizer.from_str(json.dumps(without_prefix(self.rules))))
 
     def of(self, ids: Sequence[int]) -> list[bytes]:
         """Returns the bytes of every token of one sequence; their concatenation is the text."""
@@ -144,32 +143,6 @@ def _ends_by_offset(
     return ends
 
 
-def parts_of(rule: Any) -> list[dict[str, Any]]:
-    """Returns the steps of a normaliser, pre-tokenizer or decoder rule, sequences opened."""
-    if not rule:
-        return []
-    for key in ("normalizers", "pretokenizers", "decoders"):
-        if key in rule:
-            return [step for part in rule[key] for step in parts_of(part)]
-    return [rule]
-
-
-def _is_sentencepiece(decoder: dict[str, Any]) -> bool:
-    return any(
-        step["type"] == "Metaspace"
-        or (step["type"] == "Replace" and step["pattern"].get("String") == SPACE)
-        for step in parts_of(decoder)
-    )
-
-
-def _drops_first_space(decoder: dict[str, Any]) -> bool:
-    return any(
-        (step["type"] == "Strip" and step["content"] == " " and step["start"] > 0)
-        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-        for step in parts_of(decoder)
-    )
-
-
 def _pieces(tokenizer: Any, rules: dict[str, Any], piece: Any) -> dict[int, bytes]:
     special = set(tokenizer.all_special_ids)
     added = {token["id"]: token["special"] for token in rules.get("added_tokens") or []}
@@ -195,17 +168,6 @@ def _lead(backend: Tokenizer) -> list[int]:
     return lead
 
 
-def _adds_prefix(rules: dict[str, Any]) -> bool:
-    """Whether the tokenizer puts a space before a text."""
-    steps = [*parts_of(rules.get("normalizer")), *parts_of(rules.get("pre_tokenizer"))]
-    return any(
-        step["type"] == "Prepend"
-        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-        or (step["type"] == "ByteLevel" and step.get("add_prefix_space"))
-        for step in steps
-    )
-
-
 def _plain(backend: Tokenizer) -> Tokenizer:
     """Makes a tokenizer add nothing, cut nothing, draw nothing, and read the names of special tokens as text."""
     backend.no_padding()
@@ -214,27 +176,6 @@ def _plain(backend: Tokenizer) -> Tokenizer:
     if getattr(backend.model, "dropout", None):
         backend.model.dropout = None
     return backend
-
-
-def _without_prefix(rules: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer's rules in the middle of a text, where it puts no space before the first word."""
-    return {**rules, **{key: _inside(rules.get(key)) for key in ("normalizer", "pre_tokenizer")}}
-
-
-def _inside(rule: Any) -> Any:
-    if not rule:
-        return rule
-    for key in ("normalizers", "pretokenizers"):
-        if key in rule:
-            return {
-                **rule,
-                key: [kept for part in rule[key] if (kept := _inside(part)) is not None],
-            }
-    if rule["type"] == "Prepend":
-        return None
-    if rule["type"] == "Metaspace":
-        return {**rule, "prepend_scheme": "never"}
-    return {**rule, "add_prefix_space": False} if rule["type"] == "ByteLevel" else rule
 
 
 def _byte_level(token: str) -> bytes:

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..topology import ANCHOR, Edge
 from . import inputs
 from .exchange import EXCHANGE, RoutedExchange, keep
-from .protocol import Meet, Stream
+from .protocol import Meet, Schedule, Stream
 from .span import SpanPlan, plan
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class CoupledPass:
             self.position_ids = inputs.positions(self.mask, self.input_ids, self.past)
         self.spans = self._lay_spans()
 
-    def run(self, schedule: Any) -> dict[str, Any]:
+    def run(self, schedule: Schedule) -> dict[str, Any]:
         """Runs the models; returns what each one's forward returned, by name."""
         self.memory.busy = self.use_cache and bool(self.spans.picks)  # its texts have moved on
         self._check_context()
@@ -69,7 +69,11 @@ class CoupledPass:
             if name not in self.idle
         ]
         self.memory.busy = self.use_cache
-        outputs: dict[str, Any] = schedule(streams, len(self.ensemble.sites), self._exchange())
+        token = backbone.OWNER.set(self.ensemble.key)
+        try:
+            outputs = schedule(streams, len(self.ensemble.sites), self._exchange())
+        finally:
+            backbone.OWNER.reset(token)
         self.memory.busy = False
         if self.use_cache:
             self.memory.remember(self.input_ids)

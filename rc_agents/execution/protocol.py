@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -12,6 +12,10 @@ from ..errors import ModelRunError, RCError
 
 Meet = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
 """(site, every model's hidden states by name) -> the updated states by name."""
+
+
+Schedule = Callable[[Sequence["Stream"], int, Meet], dict[str, Any]]
+"""(every model's part, number of sites, the exchange) -> what each forward returned, by name."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,27 @@
+"""A frozen causal language model: load it, freeze it, find its blocks, tap them."""
+
+from .blocks import accepted_arguments, cache_argument, find_blocks, num_blocks, stream_width
+from .checks import check
+from .identity import fingerprint, weights_hash
+from .loading import first_line, freeze, load, load_tokenizer, locate, share_weights
+from .taps import ARRIVE, OWNER, tap
+
+__all__ = [
+    "ARRIVE",
+    "OWNER",
+    "accepted_arguments",
+    "cache_argument",
+    "check",
+    "find_blocks",
+    "fingerprint",
+    "first_line",
+    "freeze",
+    "load",
+    "load_tokenizer",
+    "locate",
+    "num_blocks",
+    "share_weights",
+    "stream_width",
+    "tap",
+    "weights_hash",
+]

@@ -1,0 +1,99 @@
+"""Refuses a model that cannot take part in a coupling, by its type and with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from ..config import CouplingConfig
+from ..errors import ModelError
+from ..placement import input_device
+from .blocks import cache_argument, find_blocks, stream_width
+from .loading import first_line
+
+
+def check(name: str, model: PreTrainedModel) -> None:
+    """Raises `ModelError` unless the model is a causal language model that can be coupled.
+
+    Runs three tokens through it: every block must pass one residual stream on, once and in order.
+
+    Args:
+        name: the model's name in the ensemble, for messages.
+        model: loaded and frozen.
+    """
+    if model.config.model_type == CouplingConfig.model_type:
+        raise ModelError(f"model {name!r} is itself an ensemble; couple the models in it instead")
+    if model.config.is_encoder_decoder:
+        raise ModelError(
+            f"model {name!r} of type {model.config.model_type!r} is not supported: it reads the text with an encoder; "
+            "use a decoder-only model"
+        )
+    blocks = find_blocks(model)
+    cache_argument(model)
+    check_finite(name, model)
+    passed = _trial(name, model)
+    if [block for block, _ in passed] != list(range(1, len(blocks) + 1)):
+        shown = ", ".join(str(block) for block, _ in passed[: len(blocks) + 1]) or "none"
+        raise _unsupported(
+            name, model, f"its forward passes the blocks {shown}, not each of {len(blocks)} once"
+        )
+    expected = (1, 3, stream_width(model))
+    for block, shape in passed:
+        if shape != expected:
+            raise _unsupported(
+                name,
+                model,
+                f"its block {block} gives states of shape {shape} for three tokens, not {expected}",
+            )
+
+
+def _unsupported(name: str, model: PreTrainedModel, reason: str) -> ModelError:
+    return ModelError(
+        f"model {name!r} of type {model.config.model_type!r} is not supported: {reason}"
+    )
+
+
+@torch.no_grad()
+def _trial(name: str, model: PreTrainedModel) -> list[tuple[int, Any]]:
+    """Runs three tokens; returns which blocks they passed and the shape of the states behind each."""
+    passed: list[tuple[int, Any]] = []
+
+    def after(block: int, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        kind = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+        passed.append((block, kind))
+
+    handles = [
+        block.register_forward_hook(lambda _, args, output, number=number: after(number, output))
+        for number, block in enumerate(find_blocks(model), 1)
+    ]
+    text = model.config.get_text_config(decoder=True)
+    arguments = {"input_ids": torch.tensor([[0, 1, 2]]), "use_cache": True, "return_dict": True}
+    arguments["input_ids"] = arguments["input_ids"].to(input_device(model))
+    arguments[cache_argument(model)] = DynamicCache(config=text)
+    try:
+        output = model(**arguments)
+    except Exception as error:
+        reason = f"three tokens through it raise {type(error).__name__}: {first_line(error)}"
+        raise _unsupported(name, model, reason) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if getattr(output, "logits", None) is None:
+        raise _unsupported(name, model, "it gives no logits; load it with AutoModelForCausalLM")
+    return passed
+
+
+def check_finite(name: str, model: PreTrainedModel) -> None:
+    """Raises `ModelError` when a weight is NaN or infinite, naming the model and the tensor."""
+    for path, tensor in model.named_parameters():
+        if not tensor.is_floating_point() or tensor.is_meta:
+            continue
+        values = tensor.detach()
+        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
+            raise ModelError(
+                f"model {name!r} has NaN or infinite weights in {path!r}; load it again or replace it"
+            )

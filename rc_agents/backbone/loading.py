@@ -1,0 +1,134 @@
+"""Loads frozen models, their adapters and their tokenizers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from .. import packaged
+from ..config import ModelRef
+from ..errors import ModelError
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Puts the model in eval mode and takes every parameter out of training; returns it."""
+    return model.eval().requires_grad_(False)
+
+
+def share_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns a copy of the model's structure over the same weight tensors; hooks are not copied."""
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    taken = {module: module._forward_hooks for module in model.modules()}
+    for module in taken:
+        module._forward_hooks = type(module._forward_hooks)()
+    try:
+        return copy.deepcopy(model, memo)
+    finally:
+        for module, hooks in taken.items():
+            module._forward_hooks = hooks
+
+
+def locate(reference: str) -> str:
+    """Returns the hub id or directory behind a base's name; converts a packaged model on first use."""
+    return str(packaged.resolve(reference)) if packaged.is_packaged(reference) else reference
+
+
+def load(
+    name: str,
+    ref: ModelRef,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    base: PreTrainedModel | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Loads a frozen model, with its adapter when the reference has one.
+
+    Args:
+        name: the model's name in the ensemble, for messages.
+        ref: where it comes from.
+        dtype: dtype of the weights unless the reference has its own; None keeps the stored one.
+        device_map: whatever Hugging Face's `from_pretrained` accepts.
+        base: an already loaded copy of the same base, whose weights an adapter specialist then shares.
+        trust_remote_code: passed on; off unless the user asks for it.
+
+    Raises:
+        ModelError: the base or adapter is missing or cannot be loaded; the message names the model.
+    """
+    if ref.base is None:
+        raise ModelError(
+            f"model {name!r} was passed in loaded and has no path or id to load it from"
+        )
+    if base is None:
+        options = {
+            "revision": ref.revision,
+            "subfolder": ref.subfolder,
+            "device_map": device_map,
+            **kwargs,
+        }
+        options = {key: value for key, value in options.items() if value is not None}
+        try:
+            base = AutoModelForCausalLM.from_pretrained(
+                locate(ref.base),
+                dtype=ref.dtype or dtype or "auto",
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                **options,
+            )
+        except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                f"model {name!r} cannot be loaded from {ref.base!r}: {first_line(error)}"
+            ) from error
+    elif ref.adapter is not None:
+        base = share_weights(base)
+    return freeze(base if ref.adapter is None else _with_adapter(name, base, ref))
+
+
+def _with_adapter(name: str, base: PreTrainedModel, ref: ModelRef) -> PreTrainedModel:
+    try:
+        import peft
+    except ImportError:
+        raise ModelError(
+            f"model {name!r} has the adapter {ref.adapter!r}, which needs PEFT; run: pip install 'rc-agents[train]'"
+        ) from None
+    try:
+        place = locate(str(ref.adapter))
+        config = peft.PeftConfig.from_pretrained(place, revision=ref.adapter_revision)
+        weights = peft.utils.load_peft_weights(place, device="cpu", revision=ref.adapter_revision)
+        peft.inject_adapter_in_model(config, base)
+        result: Any = peft.set_peft_model_state_dict(base, weights)
+        if result.unexpected_keys:
+            raise ValueError(
+                f"it has weights that the base has no place for, such as {result.unexpected_keys[0]!r}"
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"model {name!r}: adapter {ref.adapter!r} does not load onto {ref.base!r}: {first_line(error)}"
+        ) from error
+    return base
+
+
+def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> Any | None:
+    """Returns the base's tokenizer, or None where it has none."""
+    if ref.base is None:
+        return None
+    options = {"revision": ref.revision, "subfolder": ref.subfolder}
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        return AutoTokenizer.from_pretrained(
+            locate(ref.base), trust_remote_code=trust_remote_code, **options
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
