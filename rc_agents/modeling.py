@@ -29,7 +29,6 @@ from .generation import CoupledGeneration
 from .mixing import OutputMixer
 from .topology import ANCHOR, Edge, Topology
 
-
 _KEYS = itertools.count()
 
 
