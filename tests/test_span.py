@@ -37,7 +37,15 @@ TRIPLES = [
         ("gemma2", "code"),
     ),  # one shares the anchor's tokenizer
 ]
-ENSEMBLES = PAIRS + TRIPLES
+OFTEN = [PAIRS[0], PAIRS[1], PAIRS[5], PAIRS[6], TRIPLES[1], TRIPLES[2]]
+ENSEMBLES = [
+    *OFTEN,
+    *(
+        pytest.param(parts, marks=pytest.mark.slow)
+        for parts in PAIRS + TRIPLES
+        if parts not in OFTEN
+    ),
+]
 TEXT = CODE[:48] + PROSE[:16] + OTHER[:11]
 
 
@@ -75,14 +83,8 @@ def test_a_branch_token_sees_its_own_past_alone(arch):
 # --- one pass and several give the same -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("parts", "topology"),
-    [
-        *((parts, "multi_bilateral") for parts in ENSEMBLES),
-        (PAIRS[0], "unilateral"),
-        (TRIPLES[0], "unilateral"),
-    ],
-)
+@pytest.mark.parametrize("parts", ENSEMBLES, ids=names_of)
+@pytest.mark.parametrize("topology", ["unilateral", "multi_bilateral"])
 def test_step_by_step_equals_one_pass(parts, topology):
     model = span_ensemble(*parts, topology=topology)
     ids = ids_of(model, TEXT)
@@ -117,13 +119,13 @@ def test_batched_generation_equals_single_calls(parts):
     model = span_ensemble(*parts)
     texts = [PROSE[:30], CODE[:44], OTHER[:9]]
     ids, mask = batch_of(model, *texts)
-    together = model.generate(ids, attention_mask=mask, max_new_tokens=8, **GREEDY)[
+    together = model.generate(ids, attention_mask=mask, max_new_tokens=5, **GREEDY)[
         :, ids.shape[1] :
     ]
     for row, text in enumerate(texts):
         alone = ids_of(model, text)
         assert torch.equal(
-            model.generate(alone, max_new_tokens=8, **GREEDY)[0, alone.shape[1] :], together[row]
+            model.generate(alone, max_new_tokens=5, **GREEDY)[0, alone.shape[1] :], together[row]
         )
 
 

@@ -72,7 +72,7 @@ def _trial(name: str, model: PreTrainedModel) -> list[tuple[int, Any]]:
     ]
     text = model.config.get_text_config(decoder=True)
     arguments = {"input_ids": torch.tensor([[0, 1, 2]]), "use_cache": True, "return_dict": True}
-    arguments["input_ids"] = arguments["input_ids"].to(input_device(model))
+    arguments["input_ids"] = arguments["input_ids"].to(input_device(model))  # type: ignore[attr-defined]
     arguments[cache_argument(model)] = DynamicCache(config=text)
     try:
         output = model(**arguments)
