@@ -76,7 +76,7 @@ class Loader:
             model = backbone.share_weights(model)
         device_map = placement.device_map_of(name, self.device_map, self.names)
         if isinstance(device_map, (str, int, torch.device)) and device_map != "auto":
-            model.to(device_map)  # type: ignore[arg-type]
+            _move(name, model, device_map)
         elif device_map is not None:
             warnings.warn(
                 f"device_map has no effect on {name!r}, which was passed in loaded", stacklevel=4
@@ -127,6 +127,15 @@ class Loader:
             ) and other.tokenizer is not None:
                 return other.tokenizer
         return backbone.load_tokenizer(ref, trust_remote_code=self.trust_remote_code)
+
+
+def _move(name: str, model: PreTrainedModel, device: Any) -> None:
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ModelError(
+            f"model {name!r} cannot go to device_map={device!r}: {backbone.first_line(error)}; name another device"
+        ) from error
 
 
 def as_ref(name: str, reference: Any) -> ModelRef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -85,8 +86,11 @@ class BridgeConfig:
             raise ConfigError(
                 f"rank={self.rank} has no meaning for kind={self.kind!r}; only 'low_rank' takes a rank"
             )
-        if isinstance(self.gate_init, bool) or not isinstance(self.gate_init, (int, float)):
-            raise ConfigError(f"gate_init is a number, got {self.gate_init!r}")
+        number = isinstance(self.gate_init, (int, float)) and not isinstance(self.gate_init, bool)
+        if not number or not math.isfinite(self.gate_init):
+            raise ConfigError(f"gate_init is a finite number, got {self.gate_init!r}")
+        if not isinstance(self.normalize_source, bool):
+            raise ConfigError(f"normalize_source is True or False, got {self.normalize_source!r}")
         if self.start == "identity" and self.kind != "linear":
             raise ConfigError(f"start='identity' needs kind='linear', got kind={self.kind!r}")
 

@@ -90,7 +90,8 @@ class Topology:
 
 
 def _edge(edge: Edge | tuple[str, str] | Sequence[str]) -> Edge:
-    if isinstance(edge, str) or len(edge) != 2 or not all(isinstance(end, str) for end in edge):
+    pair = isinstance(edge, Sequence) and not isinstance(edge, str) and len(edge) == 2
+    if not pair or not all(isinstance(end, str) for end in edge):
         raise ConfigError(f"an edge is a pair of model names (source, target), got {edge!r}")
     return Edge(*edge)
 

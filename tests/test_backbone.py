@@ -1,6 +1,7 @@
 """Single models: their blocks are found, taps answer their own ensemble, misfits are refused."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from tests.ensembles import ensemble, frozen_logits, prompts, wake
 from tests.tiny import TINY, tiny, tiny_config
 
 pytestmark = pytest.mark.tiny
+
+IDENTITY = rc_agents.BridgeConfig(start="identity")
 
 
 @pytest.mark.parametrize("arch", TINY)
@@ -46,6 +49,24 @@ def test_one_loaded_model_takes_part_in_two_ensembles():
         wake(alone)
         assert torch.equal(one(ids).logits, alone(ids).logits)
     assert torch.equal(members[0](ids).logits, tiny("llama")(ids).logits)
+
+
+def test_a_loaded_model_is_free_again_when_its_ensemble_is_gone():
+    members = [tiny("llama"), tiny("gpt2")]
+
+    def taps():
+        gc.collect()
+        hooks = (one._forward_hooks for member in members for one in member.modules())
+        return sum(len(one) for one in hooks)
+
+    before = taps()
+    model = rc_agents.couple(members[0], {"b": members[1]}, alignment="shared", sites=2)
+    assert taps() == before + 4
+    del model
+    assert taps() == before
+    with pytest.raises(ValueError, match="equal width"):
+        rc_agents.couple(members[0], {"b": members[1]}, alignment="shared", bridge=IDENTITY)
+    assert taps() == before
 
 
 def test_one_loaded_model_may_be_anchor_and_specialist():

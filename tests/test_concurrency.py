@@ -31,8 +31,8 @@ def _together(calls):
 @each_schedule
 def test_four_calls_at_once_are_four_single_calls(schedule):
     model = ensemble(*ARCHS, schedule=schedule)
-    many = [prompts(rows, 5 + rows, seed=rows) for rows in (1, 2, 3, 1)]
-    settings = {**GREEDY, "max_new_tokens": 8}
+    many = [prompts(rows, 5 + rows, seed=rows) for rows in (1, 2, 1, 3)]
+    settings = {**GREEDY, "max_new_tokens": 5}
     expected = [model.generate(ids, **settings) for ids in many]
     found = _together([lambda ids=ids: model.generate(ids, **settings) for ids in many])
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
@@ -41,7 +41,7 @@ def test_four_calls_at_once_are_four_single_calls(schedule):
 @each_schedule
 def test_seeded_samples_are_their_own_beside_other_calls(schedule):
     model, ids = ensemble(*ARCHS, schedule=schedule), prompts(2)
-    settings = {**GREEDY, "do_sample": True, "max_new_tokens": 8}
+    settings = {**GREEDY, "do_sample": True, "max_new_tokens": 5}
     expected = [model.generate(ids, seed=seed, **settings) for seed in range(4)]
     found = _together([lambda s=s: model.generate(ids, seed=s, **settings) for s in range(4)])
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
@@ -62,6 +62,18 @@ def test_calls_at_once_keep_their_own_choice():
     found = _together([*calls, cut])
     for one, other in zip(found, [*expected, expected[0]], strict=True):
         assert torch.equal(one, other)
+
+
+def test_threads_give_the_gradients_of_lockstep():
+    gradients = []
+    for schedule in ("lockstep", "threads"):
+        model, ids = ensemble(*ARCHS, schedule=schedule), prompts()
+        model(ids, labels=ids).loss.backward()
+        gradients.append([p.grad for _, p in model.trainable_parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
 
 
 class Boom(nn.Module):

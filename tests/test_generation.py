@@ -330,6 +330,14 @@ def test_steered_outputs_are_every_models_own(spoken):
     assert torch.equal(out.steered_logits["medical"], expected)
 
 
+def test_the_output_may_be_a_tuple():
+    model, ids = ensemble(*PAIR), prompts()
+    loss, logits = model(ids, labels=ids, return_dict=False)
+    out = model(ids, labels=ids)
+    assert torch.equal(loss, out.loss)
+    assert torch.equal(logits, out.logits)
+
+
 def test_positions_may_be_passed():
     model, ids = ensemble(*PAIR, awake=False), prompts()
     places = torch.arange(20, 27).expand(2, -1)

@@ -160,9 +160,10 @@ def _states(model, places, tokens):
 
 
 @pytest.mark.parametrize(
-    "topology", ["unilateral", "star_bilateral", "multi_bilateral", CHAIN], ids=str
+    ("topology", "sites"),
+    [("unilateral", 1), ("star_bilateral", 1), ("multi_bilateral", 3), (CHAIN, 2)],
+    ids=str,
 )
-@pytest.mark.parametrize("sites", [1, 3])
 def test_one_state_an_edge_and_site_crosses_and_nothing_else(bases, topology, sites):
     with virtual_devices(3) as devices:
         model, places = _home(bases, devices, topology, sites=sites)

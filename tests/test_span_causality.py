@@ -53,7 +53,7 @@ def common(one: list, other: list) -> int:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(before=TEXTS, after=TEXTS, instead=TEXTS)
 @example(before="hell", after="o wor", instead=" yes")
 @example(before="the peo", after="ple", instead="  \n")
@@ -82,7 +82,7 @@ def test_what_comes_later_changes_nothing(model, before, after, instead):
         close(one_logits, other_logits)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(text=TEXTS, data=st.data())
 def test_what_was_said_is_the_same_whenever_more_is_said(model, text, data):
     ids = ids_of(model, text)
@@ -93,7 +93,7 @@ def test_what_was_said_is_the_same_whenever_more_is_said(model, text, data):
     close(whole.logits[:, :end], part.logits)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(text=TEXTS)
 @example(text=CODE)
 @example(text="a")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,6 +16,8 @@ BLOCKS = {
     "longcat_flash": "model.layers",
     "xlm": "transformer.attentions",
     "blenderbot": "model.decoder.layers",
+    "git": "git.encoder.layer",
+    "phi4_multimodal": "model.layers",
 }
 """Where the blocks are, for the types in which the count of layers does not tell."""
 
@@ -27,17 +32,15 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     if kind in BLOCKS:
         return model.get_submodule(BLOCKS[kind])  # type: ignore[return-value]
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    lists = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-    ]
-    found = [(path, module) for path, module in lists if len(module) == count]
-    outer = {path for path, _ in found}
-    found = [one for one in found if not any(one[0].startswith(f"{path}.") for path in outer)]
+    lists = {name: one for name, one in model.named_modules() if isinstance(one, nn.ModuleList)}
+    found = [name for name, one in lists.items() if len(one) == count]
+    found = [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
+    if len(found) > 1:  # towers for images and sound beside the text's
+        text = set(model.get_decoder().modules())
+        found = [name for name in found if lists[name] in text]
     if len(found) == 1:
-        return found[0][1]
-    shown = ", ".join(f"{path}[{len(module)}]" for path, module in found or lists) or "none"
+        return lists[found[0]]
+    shown = ", ".join(f"{name}[{len(lists[name])}]" for name in found or lists) or "none"
     raise ModelError(
         f"model type {kind!r} is not supported: expected exactly one list of {count} blocks, found {shown}"
     )
@@ -54,9 +57,15 @@ def stream_width(model: PreTrainedModel) -> int:
     return int(config.hidden_size)
 
 
-def accepted_arguments(model: PreTrainedModel) -> set[str]:
+def accepted_arguments(model: PreTrainedModel) -> frozenset[str]:
     """Returns the names that the model's own `forward` takes."""
-    return set(inspect.signature(model.forward).parameters)
+    own = vars(model).get("forward")  # a wrapper around this one model's
+    return _parameters(own or type(model).forward)
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def cache_argument(model: PreTrainedModel) -> str:

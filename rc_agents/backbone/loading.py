@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .. import packaged
 from ..config import ModelRef
-from ..errors import ModelError
+from ..errors import ModelError, RCError
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
@@ -79,9 +79,9 @@ def load(
                 use_safetensors=True,
                 **options,
             )
-        except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-            if isinstance(error, ModelError):
-                raise
+        except RCError:
+            raise
+        except Exception as error:
             raise ModelError(
                 f"model {name!r} cannot be loaded from {ref.base!r}: {first_line(error)}"
             ) from error

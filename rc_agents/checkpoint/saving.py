@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 PREFIX = "bridges-"
 STAGING = ".saving-"
-FROM_TRAINERS = {"is_main_process", "state_dict", "max_shard_size", "token", "variant"}
-"""What transformers' `Trainer` passes to every model's `save_pretrained`; of no use here."""
+USUAL = {
+    "is_main_process",
+    "max_shard_size",
+    "safe_serialization",
+    "state_dict",
+    "token",
+    "variant",
+}
+"""What trainers and habits pass to every model's `save_pretrained`; of no use here."""
 
 
 def save_checkpoint(
@@ -36,7 +43,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: a live model without a path, or a folder that cannot be written (read-only, full).
     """
-    if unknown := sorted(kwargs.keys() - FROM_TRAINERS):
+    if unknown := sorted(kwargs.keys() - USUAL):
         raise ConfigError(
             f"save_pretrained got an unknown argument {unknown[0]!r}; it takes include_bases, "
             "and push_to_hub(...) uploads"

@@ -119,7 +119,7 @@ def _models(found: dict[str, Any]) -> Table:
 def _edges(found: dict[str, Any]) -> Table:
     """A row an edge, a column a site: how far its gate is open."""
     sites = [f"block {next(iter(site.values()))}" for site in found["sites"]]
-    table = Table("edge", *sites, title="how far each gate is open, at the anchor's blocks")
+    table = Table("edge", *sites, title="open gates")
     for edge in found["edges"]:
         table.add_row(
             f"{edge['source']} -> {edge['target']}", *(f"{gate:.3f}" for gate in edge["gates"])

@@ -222,33 +222,33 @@ def train(
 
 def measure_all(recipe: Recipe, output: Path) -> None:
     """Adds figures of the adapter in `output`, as saved, and of the frozen base to its `metrics.json`."""
+    _write(output, _described(recipe))
     base, tokenizer = load_base(BASE, "float32")
     for name, model in (("specialist", load_specialist(output)), ("frozen_base", base)):
         figures = recipe.figures(measure.Subject(model, tokenizer))
         print(json.dumps({name: figures}), flush=True)
         _write(output, {name: figures})
-    facts_used = {
-        "seed": facts.SEED,
-        **facts.SPLIT_SIZES,
-        "taught": sum(facts.SPLIT_SIZES.values()),
-    }
-    text_used = {
-        "split_seed": texts.SEED,
-        "test_share": texts.TEST_SHARE,
-        "held_out_documents": PERPLEXITY_DOCUMENTS,
-        "first_tokens": PERPLEXITY_TOKENS,
-    }
-    _write(
-        output,
-        {
-            "made_by": "python -m rc_agents.demo.recipe_specialists",
-            "base": {"name": BASE, "fingerprint": packaged.fingerprint(BASE)},
-            "config": dataclasses.asdict(recipe.config),
-            "facts": facts_used,
-            "text": text_used,
-            "provenance": provenance(SEED),
+
+
+def _described(recipe: Recipe) -> dict[str, Any]:
+    """Returns what the figures were made of and with."""
+    return {
+        "made_by": "python -m rc_agents.demo.recipe_specialists",
+        "base": {"name": BASE, "fingerprint": packaged.fingerprint(BASE)},
+        "config": dataclasses.asdict(recipe.config),
+        "facts": {
+            "seed": facts.SEED,
+            **facts.SPLIT_SIZES,
+            "taught": sum(facts.SPLIT_SIZES.values()),
         },
-    )
+        "text": {
+            "split_seed": texts.SEED,
+            "test_share": texts.TEST_SHARE,
+            "held_out_documents": PERPLEXITY_DOCUMENTS,
+            "first_tokens": PERPLEXITY_TOKENS,
+        },
+        "provenance": provenance(SEED),
+    }
 
 
 def _write(output: Path, figures: dict[str, Any]) -> None:

@@ -54,6 +54,7 @@ class CoupledPass:
     def __post_init__(self) -> None:
         self.past = self.memory.length if self.use_cache else 0
         self.mask = inputs.check_mask(self.attention_mask, self.input_ids, self.past)
+        self.position_ids = inputs.check_positions(self.position_ids, self.input_ids)
         if self.position_ids is None:
             self.position_ids = inputs.positions(self.mask, self.input_ids, self.past)
         self.spans = self._lay_spans()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -47,13 +48,12 @@ def check_ids(input_ids: Any, inputs_embeds: Any, vocab_size: int) -> Tensor:
     return input_ids
 
 
-def check_known(arguments: Iterable[str], known: Iterable[str]) -> None:
-    """Raises `InputError` for arguments that a coupled forward does not take."""
+def check_known(arguments: Iterable[str], forward: Callable[..., Any]) -> None:
+    """Raises `InputError` for arguments that a coupled `forward` does not take."""
     unknown = sorted(set(arguments) - IGNORED)
     if unknown:
-        raise InputError(
-            f"forward got an unknown argument {unknown[0]!r}; {nearest(unknown[0], known)}"
-        )
+        known = nearest(unknown[0], inspect.signature(forward).parameters)
+        raise InputError(f"forward got an unknown argument {unknown[0]!r}; {known}")
 
 
 def check_mask(mask: Any, input_ids: Tensor, past: int) -> Tensor | None:
@@ -79,6 +79,31 @@ def check_mask(mask: Any, input_ids: Tensor, past: int) -> Tensor | None:
             f"{expected[1]} tokens{cached}"
         )
     return mask
+
+
+def check_positions(position_ids: Any, input_ids: Tensor) -> Tensor | None:
+    """Raises `InputError` unless there is one position a token; returns them, (B, T)."""
+    if position_ids is None:
+        return None
+    expected = tuple(input_ids.shape)
+    shape = tuple(position_ids.shape)
+    if shape not in (expected, (1, expected[1])):
+        raise InputError(f"position_ids has shape {shape}, expected {expected}: one a token")
+    places: Tensor = position_ids.expand(expected)
+    return places
+
+
+def check_labels(labels: Any, input_ids: Tensor, logits_to_keep: int | Tensor) -> None:
+    """Raises `InputError` unless every token has a label, and a logit to score it by."""
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor) or labels.shape != input_ids.shape:
+        shape = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputError(
+            f"labels has shape {shape}, expected {tuple(input_ids.shape)}: one a token"
+        )
+    if isinstance(logits_to_keep, Tensor) or logits_to_keep:
+        raise InputError("labels need the logits of every token; leave out logits_to_keep")
 
 
 def positions(mask: Tensor | None, input_ids: Tensor, past: int) -> Tensor | None:

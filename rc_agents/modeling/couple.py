@@ -1,0 +1,72 @@
+"""Builds an ensemble from models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..assembly import Loader, Reference, describe, member_names
+from ..config import BridgeConfig
+from ..errors import ConfigError
+from ..topology import ANCHOR, Topology
+from .coupled import CoupledForCausalLM
+
+
+def couple(
+    anchor: Reference,
+    specialists: Mapping[str, Reference] | None = None,
+    *,
+    topology: str | Topology | Sequence[Sequence[str]] = "multi_bilateral",
+    bridge: BridgeConfig | dict[str, Any] | str | None = None,
+    sites: int | Sequence[int] = 5,
+    alignment: str = "auto",
+    mix: str = "anchor",
+    device_map: Any = None,
+    dtype: Any = None,
+    schedule: str = "lockstep",
+    tokenizers: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> CoupledForCausalLM:
+    """Couples frozen models into one.
+
+    Args:
+        anchor: the generalist, whose tokens go in and come out: hub id, path, `package:NAME`, `ModelRef` or a loaded
+            model.
+        specialists: name -> model, in order of addition; None or empty for the anchor alone.
+        topology: "unilateral", "star_bilateral", "multi_bilateral", or a `Topology` of edges.
+        bridge: the form of the bridges, a `BridgeConfig`.
+        sites: how many meeting points, the last block included, or the anchor's 1-based blocks.
+        alignment: how tokens meet: "auto" (shared for equal tokenizers, else span), "shared", "span", or "clamp" (the
+            published form, for comparison).
+        mix: "anchor", "average", "learned" or "sigmoid".
+        device_map: None, one value for all, or a dict by model name of whatever Hugging Face accepts.
+        dtype: one for all, or a dict by model name; None keeps what is stored.
+        schedule: "lockstep" (one thread) or "threads" (one a model).
+        tokenizers: for models that were passed in loaded, by name.
+        trust_remote_code: lets Hugging Face run code that comes with a model; off unless asked for.
+
+    Returns:
+        The ensemble, in eval mode, every base frozen.
+
+    Raises:
+        ConfigError, ModelError, TokenError, PackageError: one line that says what to do.
+    """
+    names = member_names(specialists)
+    for key in tokenizers or {}:
+        if key not in names:
+            raise ConfigError(
+                f"tokenizers names an unknown model {key!r}; known: {', '.join(names)}"
+            )
+    loader = Loader(names, device_map, dtype, tokenizers or {}, trust_remote_code)
+    for name, reference in {ANCHOR: anchor, **(specialists or {})}.items():
+        loader.add(name, reference)
+    config = describe(
+        loader.members,
+        topology=topology,
+        bridge=bridge,
+        sites=sites,
+        alignment=alignment,
+        mix=mix,
+        schedule=schedule,
+    )
+    return CoupledForCausalLM(config, loader.members)
