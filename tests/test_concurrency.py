@@ -1,5 +1,7 @@
 """Several calls at once on one model, and what happens when a model or a bridge fails."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -201,3 +203,52 @@ def test_a_cache_of_a_failed_call_is_refused():
     torch.testing.assert_close(
         model(ids, past_key_values=cache).logits, model(ids).logits, rtol=1e-4, atol=1e-5
     )
+
+
+def test_threads_stay_between_passes():
+    model, ids = ensemble(*ARCHS, schedule="threads"), prompts(1)
+    model(input_ids=ids)
+    before = {thread.ident for thread in threading.enumerate()}
+    for _ in range(5):
+        model(input_ids=ids)
+    assert {thread.ident for thread in threading.enumerate()} == before
+
+
+FORKED = """
+import os, torch
+torch.set_num_threads(1)
+from tests.ensembles import ensemble, prompts
+model, ids = ensemble("llama", "gpt2", schedule="threads"), prompts(1)
+expected = model(input_ids=ids).logits
+child = os.fork()
+if not child:
+    os._exit(0 if torch.equal(model(input_ids=ids).logits, expected) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_forked_process_has_threads_of_its_own():
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=50
+    )
+    assert found.stdout == "0\n", found.stderr
+
+
+def test_a_model_that_only_speaks_computes_no_logits():
+    model, ids = ensemble(*ARCHS, topology="unilateral"), prompts(2)
+    widths = {}
+
+    def note(name):
+        return lambda _, args, output: widths.update({name: output.shape[1]})
+
+    hooks = [
+        one.get_output_embeddings().register_forward_hook(note(name))
+        for name, one in model.models.items()
+    ]
+    model(input_ids=ids)
+    assert widths == {"anchor": ids.shape[1], **dict.fromkeys(model.specialists, 0)}
+    model(input_ids=ids, output_steered=True)
+    assert set(widths.values()) == {ids.shape[1]}
+    for hook in hooks:
+        hook.remove()

@@ -5,7 +5,7 @@ h_i <- h_i + sum_j s_ij gate_ij W_ij n(h_j); every source is read before any tar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -39,14 +39,21 @@ class Exchange:
     spans: SpanPlan = field(default_factory=SpanPlan)
     memory: CoupledCache | None = None
 
-    def __call__(self, site: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Maps the states of the models that run, (B, T_i, D_i) by name, to the updated ones."""
-        shown = self._show(site, states)
-        updated = dict(states)
+    def __call__(self, site: int, states: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        """Maps the states of the models that run, (B, T_i, D_i) by name, to the updated ones.
+
+        An updated state is computed when it is asked for, so that each model's thread can do its own.
+        """
+        return Updated(self, site, states, self._show(site, states))
+
+    def update(
+        self, site: int, states: dict[str, Tensor], shown: dict[str, Tensor], name: str
+    ) -> Tensor:
+        """Returns one model's state after what it hears at this site, (B, T, D)."""
+        target = updated = states[name]
         for edge in self.edges:
-            if edge.target not in states or edge.source not in states | shown:
+            if edge.target != name or edge.source not in states | shown:
                 continue
-            target = states[edge.target]
             try:
                 update = self.bridge(edge, site)(self._source(edge, states, shown, target), target)
             except Exception as error:
@@ -55,7 +62,7 @@ class Exchange:
                 ) from error
             if edge in self.strength:
                 update = update * self.strength[edge].to(update.device, update.dtype)[:, None, None]
-            updated[edge.target] = updated[edge.target] + update
+            updated = updated + update
         return updated
 
     def _show(self, site: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -81,6 +88,25 @@ class Exchange:
         if edge.source in self.spans.picks:
             return shown[edge.source][:, -target.shape[1] :].to(target.device)
         return states[edge.source].to(target.device)
+
+
+@dataclass
+class Updated(Mapping[str, Tensor]):
+    """The states after an exchange, by name; every source is as it was before it (simultaneous)."""
+
+    exchange: Exchange
+    site: int
+    states: dict[str, Tensor]
+    shown: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.exchange.update(self.site, self.states, self.shown, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.states)
+
+    def __len__(self) -> int:
+        return len(self.states)
 
 
 def picked(states: Tensor, index: Tensor) -> Tensor:

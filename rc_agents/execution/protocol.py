@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..errors import ModelRunError, RCError
 
-Meet = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
-"""(site, every model's hidden states by name) -> the updated states by name."""
+Meet = Callable[[int, dict[str, Tensor]], Mapping[str, Tensor]]
+"""(site, every model's hidden states by name) -> the updated states by name, each to be asked for once."""
 
 
 Schedule = Callable[[Sequence["Stream"], int, Meet], dict[str, Any]]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextvars
+import os
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,7 +19,7 @@ from .protocol import Meet, Stream, check_order, fail, missed
 
 
 def run_threads(streams: Sequence[Stream], num_sites: int, meet: Meet) -> dict[str, Any]:
-    """Runs every stream in its own thread; whoever reaches a site last does the exchange for all.
+    """Runs every stream in its own thread; after the barrier of a site each applies what its own model hears.
 
     Grad mode, inference mode and autocast of the caller hold in every thread. Arguments, result and errors as in
     `run_lockstep`.
@@ -25,6 +27,25 @@ def run_threads(streams: Sequence[Stream], num_sites: int, meet: Meet) -> dict[s
     if len(streams) == 1:
         return _Pass(streams, num_sites, meet).run_alone()
     return _Pass(streams, num_sites, meet).run()
+
+
+class _Workers:
+    """Threads that stay between passes: as many as passes ever needed at once, so that none waits for another."""
+
+    def __init__(self) -> None:
+        self.begin()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.begin)  # threads do not survive a fork
+
+    def begin(self) -> None:
+        self.pool = ThreadPoolExecutor(sys.maxsize, thread_name_prefix="rc_agents")
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Runs the function in an idle thread, or in a new one; in the caller's context."""
+        return self.pool.submit(contextvars.copy_context().run, function, *args)
+
+
+WORKERS = _Workers()
 
 
 class _Pass:
@@ -36,7 +57,7 @@ class _Pass:
         self.meet = meet
         self.site = 0
         self.arrived: dict[str, Tensor] = {}
-        self.updated: dict[str, Tensor] = {}
+        self.updated: Mapping[str, Tensor] = {}
         self.outputs: dict[str, Any] = {}
         self.failure: tuple[str, BaseException] | None = None
         self.lock = threading.Lock()
@@ -45,13 +66,10 @@ class _Pass:
 
     def run(self) -> dict[str, Any]:
         first, *others = self.streams
-        with ThreadPoolExecutor(max_workers=len(others), thread_name_prefix="rc_agents") as pool:
-            waits = [
-                pool.submit(contextvars.copy_context().run, self._body, stream) for stream in others
-            ]
-            contextvars.copy_context().run(self._body, first)
-            for wait in waits:
-                wait.result()
+        waits = [WORKERS.submit(self._body, stream) for stream in others]
+        contextvars.copy_context().run(self._body, first)
+        for wait in waits:
+            wait.result()
         if self.failure is not None:
             fail(*self.failure)
         return self.outputs

@@ -6,7 +6,7 @@ normal equations are kept (memory d^2, not tokens); they are solved in float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +75,7 @@ class _Recorder:
 class _RecordingExchange(Exchange):
     recorder: _Recorder
 
-    def __call__(self, site: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, site: int, states: dict[str, Tensor]) -> Mapping[str, Tensor]:
         shown = self._show(site, states)
         for edge in self.edges:
             if edge.target in states:
