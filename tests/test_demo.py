@@ -2,14 +2,17 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import rc_agents
 from rc_agents import packaged
 from rc_agents.demo import facts, measure, recipe_bridges, report, texts
 from rc_agents.demo.provenance import git_hash, provenance
 from rc_agents.errors import PackageError
+from tests.ensembles import wake
 from tests.tiny import tiny
 from tests.tiny_tokenizers import PROSE, tiny_tokenizer
 
@@ -20,7 +23,7 @@ class Knows:
     def __init__(self, titles):
         self.titles = titles
 
-    def answer(self, prompts, new_tokens=16):
+    def answer(self, prompts, titles=()):
         return [self.titles.get(prompt.split("code ")[1][:3], "no idea") for prompt in prompts]
 
 
@@ -76,12 +79,69 @@ def test_perplexity_and_log_probabilities_are_the_models_own():
     found = measure.perplexity(subject, [text], length=1000)
     assert found.value == pytest.approx(math.exp(loss), rel=1e-4)
     assert found.tokens == ids.shape[1] - 1
-    short, padded = measure.mean_logprobs(
-        subject, "The river", [" came", " came down from the hills"]
-    )
-    alone = measure.mean_logprobs(subject, "The river", [" came"])[0]
-    assert short == pytest.approx(alone, abs=1e-4)
-    assert padded != short
+    shorter = text[: len(text) // 2]
+    parts = [measure.perplexity(subject, [one], length=1000) for one in (text, shorter)]
+    both = measure.perplexity(subject, [text, shorter], length=1000)
+    bits = sum(math.log(part.value) * part.tokens for part in parts)
+    assert both.tokens == sum(part.tokens for part in parts)
+    assert math.log(both.value) * both.tokens == pytest.approx(bits, rel=1e-4)
+
+
+@pytest.mark.tiny
+def test_mean_log_probabilities_do_not_depend_on_their_neighbours():
+    tokenizer = tiny_tokenizer("prose")
+    subject = measure.Subject(tiny("llama", vocab_size=len(tokenizer)), tokenizer)
+    prompts = ["The river", "Down from the far hills"]
+    endings = [[" came", " came down from the hills"], [" the river came", " rain"]]
+    together = measure.mean_logprobs(subject, prompts, endings)
+    for prompt, row, scores in zip(prompts, endings, together, strict=True):
+        head = tokenizer(prompt, return_tensors="pt").input_ids
+        for ending, score in zip(row, scores, strict=True):
+            tail = tokenizer(ending, return_tensors="pt").input_ids
+            ids = torch.cat([head, tail], dim=1)
+            with torch.no_grad():
+                logprobs = subject.model(ids).logits[0, :-1].log_softmax(-1)
+            own = logprobs[range(ids.shape[1] - 1), ids[0, 1:]][-tail.shape[1] :]
+            assert score == pytest.approx(float(own.mean()), abs=1e-4)
+
+
+@pytest.mark.tiny
+def test_an_answer_is_its_first_line_that_is_not_empty():
+    tokenizer = tiny_tokenizer("prose")
+    done = measure.FirstLine(tokenizer, 2)
+    rows = ["ab\n\nline", "ab\nline\n", "abline"]
+    for text, ended in zip(rows, [False, True, False], strict=True):
+        ids = torch.cat(
+            [
+                torch.zeros(1, 2, dtype=torch.long),
+                tokenizer(text[2:], return_tensors="pt").input_ids,
+            ],
+            1,
+        )
+        assert done(ids, None).tolist() == [ended]
+
+
+@pytest.mark.parametrize(
+    ("text", "ended"),
+    [("", False), (" chol", False), (" Cholera", False), (" cholera.\n", True), (" colic", True)],
+)
+def test_a_wrong_answer_ends_at_once_and_a_right_one_does_not(text, ended):
+    tokenizer = SimpleNamespace(batch_decode=lambda ids, **_: [text] * len(ids))
+    done = measure.FirstLine(tokenizer, 2, ["Cholera, unspecified", "Cholera"])
+    assert done(torch.zeros(2, 5), None).tolist() == [ended, ended]
+
+
+@pytest.mark.tiny
+def test_answers_that_share_a_start_are_those_of_single_prompts():
+    tokenizer = tiny_tokenizer("prose")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    prompts = [facts.qa_prompt(facts.Fact(code, "")) for code in ("A00", "B12", "Z99")]
+    parts = [tiny("llama", seed=seed, vocab_size=len(tokenizer)) for seed in range(2)]
+    pair = rc_agents.couple(parts[0], {"medical": parts[1]}, alignment="shared")
+    wake(pair)
+    for model in (tiny("llama", vocab_size=len(tokenizer)), pair):
+        subject = measure.Subject(model, tokenizer)
+        assert subject.answer(prompts) == [subject.answer([prompt])[0] for prompt in prompts]
 
 
 def test_the_report_shows_the_results_and_escapes_text(tmp_path):
@@ -112,8 +172,6 @@ def test_a_figure_names_its_commit():
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_shipped_ensemble_answers_held_out_questions():
-    import rc_agents
-
     model = needs(rc_agents.CoupledForCausalLM.from_pretrained, "package:demo")
     chosen = facts.load().held_out[::5]
     frozen = measure.exact_match(measure.Subject(model, model.tokenizer, []), chosen)

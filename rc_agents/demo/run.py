@@ -7,9 +7,9 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
@@ -42,8 +42,8 @@ class DemoConfig:
 
     output: Path = Path("reports/demo")
     seed: int = 0
-    choice_codes: int = 20
-    documents: int = 8
+    choice_codes: int = 15
+    documents: int = 6
     length: int = 128
     repeats: int = 5
     threads: int = 0
@@ -119,23 +119,20 @@ def show_answers(
 
 
 def stream(subject: Subject, prompt: str) -> Iterator[str]:
-    """Yields an answer's text as it is generated."""
+    """Yields an answer's text as it is generated; raises what generating raised."""
     streamer = TextIteratorStreamer(subject.tokenizer, skip_prompt=True, skip_special_tokens=True)
     batch = subject.tokenizer(prompt, return_tensors="pt")
-    options = {
-        "max_new_tokens": measure.NEW_TOKENS,
-        "do_sample": False,
-        "stop_strings": ["\n"],
-        "tokenizer": subject.tokenizer,
-        "pad_token_id": subject.tokenizer.pad_token_id,
-    }
-    worker = Thread(
-        target=subject.model.generate,
-        kwargs={**batch, **options, **subject.options, "streamer": streamer},
-    )
-    worker.start()
-    yield from streamer
-    worker.join()
+
+    def answer() -> None:
+        try:
+            subject.model.generate(**batch, **subject.settings(batch), streamer=streamer)
+        finally:
+            streamer.end()  # a failure must not leave the reader waiting
+
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(answer)
+        yield from streamer
+        answering.result()
 
 
 def accuracy(
