@@ -148,6 +148,11 @@ CASES = {
         ModelError,
         "model 'anchor' cannot be loaded from",
     ),
+    "a folder that is not there": (
+        lambda m, f: rc_agents.couple(str(f / "gone")),
+        ModelError,
+        r"model 'anchor': there is no folder '.*gone'; expected a model's folder, a hub id",
+    ),
     "no model for a name": (
         lambda m, f: _named({"medical": None}),
         ConfigError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,19 @@ def share_weights(model: PreTrainedModel) -> PreTrainedModel:
 
 def locate(reference: str) -> str:
     """Returns the hub id or directory behind a base's name; converts a packaged model on first use."""
-    return str(packaged.resolve(reference)) if packaged.is_packaged(reference) else reference
+    if packaged.is_packaged(reference):
+        return str(packaged.resolve(reference))
+    return str(Path(reference).expanduser()) if reference.startswith("~") else reference
+
+
+def _check_folder(name: str, reference: str) -> None:
+    """Raises `ModelError` for what can only be a path, and is not there."""
+    is_path = reference.startswith((".", "~", "/")) or reference.count("/") > 1 or "\\" in reference
+    if is_path and not Path(reference).expanduser().is_dir():
+        raise ModelError(
+            f"model {name!r}: there is no folder {reference!r}; "
+            "expected a model's folder, a hub id (owner/name) or package:NAME"
+        )
 
 
 def load(
@@ -64,6 +77,7 @@ def load(
             f"model {name!r} was passed in loaded and has no path or id to load it from"
         )
     if base is None:
+        _check_folder(name, ref.base)
         options = {
             "revision": ref.revision,
             "subfolder": ref.subfolder,

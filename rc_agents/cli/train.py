@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +73,8 @@ def train(
     if warm_start_text is not None:
         texts = [record.key for record in training_data.read(warm_start_text)]
         warm_start(ensemble, texts, scale=warm_start_scale)
-    done = train_bridges(ensemble, records, output, config, retain=retain)
+    with contextlib.redirect_stdout(sys.stderr):  # the trainer's own log
+        done = train_bridges(ensemble, records, output, config, retain=retain)
     if as_json:
         print(json.dumps({"path": str(output), "steps": done.steps, "loss": done.loss}))
         return
