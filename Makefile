@@ -49,8 +49,7 @@ wheel: $(VENV)/dev.stamp ## Build the wheel, and unpack it in build/installed
 docs: $(VENV)/dev.stamp ## Write the pages that are generated
 	$(BIN)/python -m typer rc_agents.cli utils docs --name rc-agents --output docs/cli.md
 
-bench: $(VENV)/dev.stamp ## Run the benchmark suite
-	$(BIN)/rc-agents bench
+bench: bench-speed ## Run the benchmarks
 
 bench-speed: $(VENV)/dev.stamp ## Time coupled passes against the frozen models' own
 	$(BIN)/python -m rc_agents.benchmarks.speed

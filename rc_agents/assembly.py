@@ -12,11 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 from . import backbone, placement
-from .alignment import anchor_sites, matching_layers, same_tokenizer
+from .alignment import anchor_sites, check_spells, matching_layers, same_tokenizer
 from .bridges.router import check_widths
 from .config import BridgeConfig, CouplingConfig, ModelRef, check_choice, check_name
 from .errors import ConfigError, ModelError, TokenError
-from .topology import ANCHOR, Topology, resolve
+from .topology import ANCHOR, DEFAULT, Topology, resolve
 
 Reference = str | Path | ModelRef | PreTrainedModel
 
@@ -40,7 +40,7 @@ class Loader:
         names: all models that the settings may name.
         device_map: see `placement.device_map_of`.
         dtype: one for all, or a dict by model name.
-        tokenizers: tokenizers for models that were passed in loaded, by name.
+        tokenizers: by name, in place of what a model's base would give; None for a model that has none.
         trust_remote_code: passed on to Hugging Face; off unless the user asks for it.
     """
 
@@ -65,8 +65,7 @@ class Loader:
             model = backbone.load(
                 name, ref, base=base, trust_remote_code=self.trust_remote_code, **options
             )
-            tokenizer = self.tokenizers.get(name) or self._tokenizer(ref)
-            member = Member(name, ref, model, tokenizer)
+            member = Member(name, ref, model, self._tokenizer(name, ref))
         backbone.check(name, member.model)
         self.members[name] = member
         return member
@@ -91,7 +90,8 @@ class Loader:
                 )
         path = getattr(model.config, "_name_or_path", "") or None
         ref = ModelRef(base=path)
-        tokenizer = self.tokenizers.get(name) or (backbone.load_tokenizer(ref) if path else None)
+        found = backbone.load_tokenizer(ref) if path and name not in self.tokenizers else None
+        tokenizer = self.tokenizers.get(name, found)
         return Member(name, ref, backbone.freeze(model), tokenizer, live=True)
 
     def _loaded_base(self, name: str, ref: ModelRef) -> PreTrainedModel | None:
@@ -119,7 +119,9 @@ class Loader:
                 return other.model
         return None
 
-    def _tokenizer(self, ref: ModelRef) -> Any | None:
+    def _tokenizer(self, name: str, ref: ModelRef) -> Any | None:
+        if name in self.tokenizers:
+            return self.tokenizers[name]
         for other in self.members.values():
             if (other.ref.base, other.ref.revision) == (
                 ref.base,
@@ -165,10 +167,6 @@ def member_names(specialists: Any) -> list[str]:
         )
     for name in specialists:
         check_name(name)
-        if name == ANCHOR:
-            raise ConfigError(
-                "the name 'anchor' belongs to the anchor; give the specialist another name"
-            )
     folded = [name.casefold() for name in specialists]
     twice = {name for name in specialists if folded.count(name.casefold()) > 1}
     if twice:
@@ -211,6 +209,9 @@ def alignment_of(anchor: Member, member: Member, asked: str) -> str:
         raise TokenError(
             f"alignment='span' needs the tokenizer of {missing!r}; pass tokenizers={{{missing!r}: ...}}"
         )
+    if asked == "span":
+        for one in (anchor, member):
+            check_spells(one.tokenizer, one.name)
     return asked
 
 
@@ -234,6 +235,10 @@ def describe(
     widths = {name: backbone.stream_width(member.model) for name, member in members.items()}
     if form.kind == "moe":
         check_widths(widths)
+        if topology != DEFAULT:
+            raise ConfigError(
+                "kind='moe' is a router over all models, without edges; leave topology out"
+            )
     anchor = members[ANCHOR]
     kinds = {name: alignment_of(anchor, members[name], alignment) for name in names[1:]}
     check_mix(mix, form.kind, kinds)

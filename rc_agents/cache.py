@@ -165,10 +165,20 @@ class CoupledCache(Cache):
                 f"crop takes minus the number of tokens to remove, got {tokens_to_remove}"
             )
         length = self.length + tokens_to_remove
+        busy, self.busy = (
+            self.busy,
+            True,
+        )  # and it stays so, and refused, where one model's cache fails halfway
         for name, cache in self.caches.items():
             if name in self.texts or not self.seen[name]:
                 continue
-            cache.crop(min(0, length - self.seen[name]))
+            try:
+                cache.crop(min(0, length - self.seen[name]))
+            except (RuntimeError, ValueError, NotImplementedError, IndexError) as error:
+                raise InputError(
+                    f"the cache of model {name!r} cannot give back {-tokens_to_remove} tokens: {error}; "
+                    "start from an empty cache"
+                ) from error
             self.seen[name] = min(self.seen[name], length)
         for clock in self.clocks:
             clock.cut(length)
@@ -179,6 +189,7 @@ class CoupledCache(Cache):
                 sites[site] = states[:, :length]
         if self.ids is not None:
             self.ids = self.ids[:, :length]
+        self.busy = busy
 
     def reset(self) -> None:
         """Empties every cache."""

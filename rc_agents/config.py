@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .errors import ConfigError, nearest
-from .topology import ANCHOR, Edge, resolve
+from .topology import ANCHOR, DEFAULT, Edge, resolve
 
 Kind = Literal["linear", "low_rank", "bottleneck", "random", "moe"]
 GateKind = Literal["fixed", "scalar", "token"]
@@ -40,6 +41,10 @@ def check_name(name: Any) -> str:
         raise ConfigError(
             f"model name {name!r}: expected letters and digits, joined by single '_' or '-' (for example 'medical_2')"
         )
+    if name.casefold() == ANCHOR:
+        raise ConfigError(
+            f"the name {name!r} belongs to the anchor; give the specialist another name"
+        )
     return name
 
 
@@ -56,13 +61,14 @@ class BridgeConfig:
             the normalised states, so that the bridge speaks only where it helps).
         gate_init: the gate's value before the sigmoid; -2 in the published form, sigmoid(-2) = 0.12.
         gate_reads: what a token gate reads.
-        start: `zero` (an untrained ensemble equals the frozen anchor bit for bit), `identity` (equal widths),
-            `ridge` (zero until `rc_agents.training.warm_start` solves for it) or `default` (nn.Linear's own).
+        start: `zero` (an untrained ensemble equals the frozen anchor bit for bit), `identity` (`linear`, equal
+            widths), `ridge` (`linear`, zero until `rc_agents.training.warm_start` solves for it) or `default`
+            (nn.Linear's own, which `random` has in any case).
         normalize_source: n is RMS normalisation carried to the target's scale, rms(h_i) h_j / rms(h_j);
             False is the published form, n(h) = h.
 
     Raises:
-        ConfigError: an unknown word, a missing or a superfluous rank.
+        ConfigError: an unknown word, a missing rank, or a field set that the others leave without a meaning.
     """
 
     kind: Kind = "linear"
@@ -82,17 +88,30 @@ class BridgeConfig:
             raise ConfigError(
                 f"kind='low_rank' needs a rank, an integer of at least 1; got rank={self.rank!r}"
             )
-        if self.kind != "low_rank" and self.rank is not None:
-            raise ConfigError(
-                f"rank={self.rank} has no meaning for kind={self.kind!r}; only 'low_rank' takes a rank"
-            )
         number = isinstance(self.gate_init, (int, float)) and not isinstance(self.gate_init, bool)
         if not number or not math.isfinite(self.gate_init):
             raise ConfigError(f"gate_init is a finite number, got {self.gate_init!r}")
         if not isinstance(self.normalize_source, bool):
             raise ConfigError(f"normalize_source is True or False, got {self.normalize_source!r}")
-        if self.start == "identity" and self.kind != "linear":
-            raise ConfigError(f"start='identity' needs kind='linear', got kind={self.kind!r}")
+        if self.start in ("identity", "ridge") and self.kind != "linear":
+            raise ConfigError(f"start={self.start!r} needs kind='linear', got kind={self.kind!r}")
+        for name, reason in self._unread().items():
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ConfigError(f"{name}={getattr(self, name)!r} has no meaning for {reason}")
+
+    def _unread(self) -> dict[str, str]:
+        """Returns the fields that this form never reads, each with the reason."""
+        unread = {}
+        if self.gate != "token":
+            unread["gate_reads"] = f"gate={self.gate!r}; only 'token' reads the states"
+        if self.gate == "fixed":
+            unread["gate_init"] = "gate='fixed', which is the constant 1; use 'scalar' or 'token'"
+        if self.kind == "moe":
+            bridge = ("gate", "gate_init", "gate_reads", "start", "normalize_source")
+            unread = dict.fromkeys(bridge, "kind='moe', a router without bridges; leave it out")
+        if self.kind != "low_rank":
+            unread["rank"] = f"kind={self.kind!r}; only 'low_rank' takes a rank"
+        return unread
 
     @classmethod
     def of(cls, value: BridgeConfig | dict[str, Any] | str | None) -> BridgeConfig:
@@ -177,6 +196,7 @@ class CouplingConfig(PreTrainedConfig):
         fingerprints: for each name the hash of its base (and adapter) files; None where unknown.
         dtypes: for each name the dtype of its weights when the ensemble was saved.
         topology: a preset's name or a list of [source, target] pairs.
+        preset: the preset that the topology was before `add_specialist(edges=...)` made it a list; None elsewhere.
         bridge: fields of `BridgeConfig`.
         site_layers: for each site the 1-based block of every model, in the order of `names`.
         alignment: for each name how its tokens meet the anchor's: shared, span or clamp.
@@ -192,7 +212,8 @@ class CouplingConfig(PreTrainedConfig):
     model_configs: dict[str, Any] | None = None
     fingerprints: dict[str, Any] | None = None
     dtypes: dict[str, Any] | None = None
-    topology: str | list[Any] = "multi_bilateral"
+    topology: str | list[Any] = DEFAULT
+    preset: str | None = None
     bridge: dict[str, Any] | None = None
     site_layers: list[Any] | None = None
     alignment: dict[str, Any] | None = None
@@ -220,6 +241,13 @@ class CouplingConfig(PreTrainedConfig):
     def edges(self) -> tuple[Edge, ...]:
         """The directed edges that the topology gives for these names."""
         return resolve(self.topology, self.names or [])
+
+    def set_edges(self, edges: Sequence[Edge]) -> None:
+        """Writes the topology as a list of edges, or as the preset that it was where these are the preset's edges."""
+        preset = self.topology if isinstance(self.topology, str) else self.preset
+        back = preset is not None and set(edges) == set(resolve(preset, self.names or []))
+        self.topology = preset if back and preset else [list(edge) for edge in edges]
+        self.preset = None if back else preset
 
     @property
     def bridge_config(self) -> BridgeConfig:

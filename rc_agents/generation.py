@@ -88,13 +88,16 @@ class CoupledGeneration(GenerationMixin):
         """
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         self._refuse(ids, kwargs)
-        if specialists is not None or strength is not None:
-            assert isinstance(ids, Tensor)
-            choice = selection.choose(self.edges, self.names, ids.shape[0], specialists, strength)
+        assert isinstance(ids, Tensor)
+        choice = selection.choose(self.edges, self.names, ids.shape[0], specialists, strength)
+        if choice.presence is not None:
             kwargs["edge_strength"], kwargs["presence"] = choice.strength, choice.presence
+        if seed is not None:
+            row_seeds(seed, ids.shape[0], 1)  # a wrong one is refused even where nothing is drawn
         token = _SEEDED.set(None if seed is None else (seed, ids, []))
         try:
-            output = super().generate(inputs, *args, **kwargs)
+            with selection.during(self, choice):
+                output = super().generate(inputs, *args, **kwargs)
             return _with_scores(output, _SEEDED.get())
         finally:
             _SEEDED.reset(token)
@@ -111,6 +114,11 @@ class CoupledGeneration(GenerationMixin):
         if ids.dim() != 2 or 0 in ids.shape:
             raise InputError(
                 f"the prompt is empty or no matrix, shape {tuple(ids.shape)}; pass at least one token a row"
+            )
+        if kwargs.get("assistant_early_exit"):
+            raise InputError(
+                "assistant_early_exit is refused: the models meet in blocks that an early exit skips; "
+                "pass assistant_model or prompt_lookup_num_tokens"
             )
         if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens"):
             self._refuse_assistance()
@@ -196,5 +204,6 @@ class CoupledGeneration(GenerationMixin):
 def _with_scores(output: Any, seeded: Any) -> Any:
     """Puts the scores before the draw back in place of the one-hot ones."""
     if seeded is not None and seeded[2] and getattr(output, "scores", None) is not None:
-        output.scores = tuple(seeded[2][-1].scores[: len(output.scores)])
+        before = seeded[2][-1].scores
+        output.scores = tuple(before[step] for step in range(len(output.scores)))
     return output

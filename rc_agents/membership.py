@@ -2,87 +2,139 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from . import backbone, checkpoint
-from .assembly import Loader, Reference, alignment_of, check_mix, custom_topology, specialist_layers
+from .assembly import (
+    Loader,
+    Member,
+    Reference,
+    alignment_of,
+    check_mix,
+    custom_topology,
+    specialist_layers,
+)
 from .bridges.router import check_widths
-from .config import check_name
+from .config import CouplingConfig, check_name
 from .errors import ConfigError, InputError, nearest
-from .topology import ANCHOR
+from .topology import ANCHOR, Topology
 
 if TYPE_CHECKING:
     from .modeling import CoupledForCausalLM
 
 
-def add(
-    ensemble: CoupledForCausalLM,
-    name: str,
-    reference: Reference,
-    bridges: str | Path | None,
-    edges: Any,
-    alignment: str,
-    tokenizer: Any,
-    device_map: Any,
-    dtype: Any,
-) -> None:
-    """Adds a specialist; see `CoupledForCausalLM.add_specialist`. A refused one leaves the ensemble as it was."""
-    check_name(name)
-    if name.casefold() in [known.casefold() for known in ensemble.names]:
-        raise ConfigError(f"the name {name!r} is taken; models: {', '.join(ensemble.names)}")
-    config, names = ensemble.config, [*ensemble.names, name]
-    if ensemble.mixer.kind == "sigmoid":
-        raise ConfigError("mix='sigmoid' is the published two-model form and takes no third model")
-    topology = custom_topology(config, name, edges)
-    tokenizers = {} if tokenizer is None else {name: tokenizer}
-    maps = {} if device_map is None else {name: device_map}
-    kinds = {} if dtype is None else {name: dtype}
-    loader = Loader(names, maps or None, kinds or None, tokenizers, members=dict(ensemble.members))
-    if not kinds and not isinstance(reference, PreTrainedModel):
-        loader.dtype = ensemble.dtype
-    member = loader.add(name, reference)
-    how = alignment_of(ensemble.members[ANCHOR], member, alignment)
-    check_mix(
-        ensemble.mixer.kind, config.bridge_config.kind, {**(config.alignment or {}), name: how}
-    )
-    if config.bridge_config.kind == "moe":
-        check_widths({n: backbone.stream_width(m.model) for n, m in loader.members.items()})
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """A specialist that is to come; the fields are the arguments of `CoupledForCausalLM.add_specialist`."""
+
+    name: str
+    reference: Reference
+    bridges: str | Path | None = None
+    edges: Any = None
+    alignment: str = "auto"
+    tokenizer: Any = None
+    device_map: Any = None
+    dtype: Any = None
+
+
+def add(ensemble: CoupledForCausalLM, new: Addition) -> None:
+    """Adds a specialist; see `CoupledForCausalLM.add_specialist`.
+
+    Everything is made beside the ensemble, which changes only at the end: a refused specialist leaves it as it was.
+    """
+    _check(ensemble, new)
+    value = ensemble.mixer.new_value()
+    topology = custom_topology(ensemble.config, new.name, new.edges)
+    member = _load(ensemble, new)
+    staged = _staged(ensemble, member, _described(ensemble, member, new.alignment, topology))
+    edges = [edge for edge in staged.edges if edge not in ensemble.edges]
+    for edge in edges:
+        staged._build_bridges(edge)
+    if new.bridges is not None:
+        checkpoint.load_edges(staged, new.bridges, edges)
+    rows = [router.new_row() for router in ensemble.routers]
+    staged.config.history |= {edge.key: staged.names for edge in edges}
+    staged._tap(new.name)
+    # From here on nothing is made and nothing can fail.
+    vars(ensemble.config).update(vars(staged.config))
+    ensemble.members[new.name] = member
+    setattr(ensemble, f"lm_{new.name}", member.model)
+    ensemble._handles |= staged._handles
+    ensemble.bridges.update(staged.bridges)
+    ensemble.mixer.add(new.name, value)
+    for router, row in zip(ensemble.routers, rows, strict=True):
+        router.add(new.name, row)
+
+
+def _check(ensemble: CoupledForCausalLM, new: Addition) -> None:
+    """Refuses what needs no model to be refused."""
+    check_name(new.name)
+    if new.name.casefold() in [known.casefold() for known in ensemble.names]:
+        raise ConfigError(f"the name {new.name!r} is taken; models: {', '.join(ensemble.names)}")
+    if ensemble.config.bridge_config.kind == "moe":
+        for field in ("edges", "bridges"):
+            if getattr(new, field) is not None:
+                raise ConfigError(
+                    f"kind='moe' is a router over all models, without edges or bridges; leave {field} out"
+                )
+
+
+def _load(ensemble: CoupledForCausalLM, new: Addition) -> Member:
+    """Loads the model as one of the ensemble's, which it may share its base with."""
+    device_map = None if new.device_map is None else {new.name: new.device_map}
+    dtype: Any = None if new.dtype is None else {new.name: new.dtype}
+    if new.dtype is None and not isinstance(new.reference, PreTrainedModel):
+        dtype = ensemble.dtype
+    tokenizers = {} if new.tokenizer is None else {new.name: new.tokenizer}
+    names = [*ensemble.names, new.name]
+    loader = Loader(names, device_map, dtype, tokenizers, members=dict(ensemble.members))
+    return loader.add(new.name, new.reference)
+
+
+def _described(
+    ensemble: CoupledForCausalLM, member: Member, asked: str, topology: Any
+) -> CouplingConfig:
+    """Checks the model against the ensemble and returns the config of both; its new edges have no history yet."""
+    config, name = copy.copy(ensemble.config), member.name
+    how = alignment_of(ensemble.members[ANCHOR], member, asked)
     layers = specialist_layers(config, name, backbone.num_blocks(member.model))
-    before = set(ensemble.edges)
-    saved = (config.names, config.topology, config.site_layers)
-    config.names = names
-    config.topology = topology
-    config.site_layers = [
-        [*row, layer] for row, layer in zip(config.site_layers or [], layers, strict=True)
-    ]
-    new = [edge for edge in ensemble.edges if edge not in before]
-    ensemble.members[name] = member
-    setattr(ensemble, f"lm_{name}", member.model)
-    try:
-        for edge in new:
-            ensemble._build_bridges(edge)
-        if bridges is not None:
-            checkpoint.load_edges(ensemble, bridges, new)
-    except Exception:
-        del ensemble.members[name]
-        delattr(ensemble, f"lm_{name}")
-        for edge in new:
-            if edge.key in ensemble.bridges:
-                del ensemble.bridges[edge.key]
-        config.names, config.topology, config.site_layers = saved
-        raise
-    ensemble._tap(name)
+    config.names = [*ensemble.names, name]
     config.models = {**(config.models or {}), name: member.ref.to_dict()}
     config.model_configs = {**(config.model_configs or {}), name: member.model.config}
     config.alignment = {**(config.alignment or {}), name: how}
-    config.history = {**(config.history or {}), **{edge.key: names for edge in new}}
-    ensemble.mixer.add(name)
-    for router in ensemble.routers:
-        router.add(name)
+    config.history = dict(config.history or {})
+    config.site_layers = [
+        [*row, layer] for row, layer in zip(config.site_layers or [], layers, strict=True)
+    ]
+    if not isinstance(topology, str):
+        config.set_edges(Topology(topology).edges)
+    kind = config.bridge_config.kind
+    check_mix(ensemble.mixer.kind, kind, config.alignment)
+    if kind == "moe":
+        models = {**ensemble.models, name: member.model}
+        check_widths({n: backbone.stream_width(model) for n, model in models.items()})
+    return config
+
+
+def _staged(
+    ensemble: CoupledForCausalLM, member: Member, config: CouplingConfig
+) -> CoupledForCausalLM:
+    """Returns the ensemble as it will be, without any bridges; it shares the models, and nothing made on it is seen."""
+    staged = copy.copy(ensemble)
+    staged._modules = dict(ensemble._modules)
+    staged._handles = {}
+    staged.config = config
+    staged.members = {**ensemble.members, member.name: member}
+    staged.bridges = nn.ModuleDict()
+    setattr(staged, f"lm_{member.name}", member.model)
+    return staged
 
 
 def remove(ensemble: CoupledForCausalLM, name: str) -> None:
@@ -104,8 +156,6 @@ def remove(ensemble: CoupledForCausalLM, name: str) -> None:
             f"{name!r} is removed out of order: the bridges {shown} were made with it present and may want training",
             stacklevel=3,
         )
-    if not isinstance(config.topology, str):
-        config.topology = [list(edge) for edge in stay]
     for edge in gone:
         del ensemble.bridges[edge.key]
     for handle in ensemble._handles.pop(name):
@@ -114,6 +164,8 @@ def remove(ensemble: CoupledForCausalLM, name: str) -> None:
     delattr(ensemble, f"lm_{name}")
     ensemble.__dict__.get("_tables", {}).pop(name, None)
     config.names = ensemble.names
+    if not isinstance(config.topology, str):
+        config.set_edges(stay)
     config.site_layers = [[*row[:column], *row[column + 1 :]] for row in config.site_layers or []]
     for field in ("models", "model_configs", "alignment", "fingerprints", "dtypes"):
         setattr(
@@ -128,4 +180,4 @@ def remove(ensemble: CoupledForCausalLM, name: str) -> None:
     ensemble.mixer.remove(name)
     config.mix = ensemble.mixer.kind
     for router in ensemble.routers:
-        del router.rows[name]
+        router.remove(name)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from .bridges import Named
 from .errors import ConfigError
+from .topology import ANCHOR
 
 FILL = -1e4  # logit of a token that a smaller vocabulary lacks, as in the reference code
 
@@ -30,18 +32,30 @@ class OutputMixer(nn.Module):
                 f"mix='sigmoid' is the published two-model form, got {len(names)} models; use 'learned'"
             )
         if kind == "learned":
-            self.values = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
+            self.values = Named()
+            for name in names:
+                self.values[name] = nn.Parameter(torch.zeros(()))
         elif kind == "sigmoid":
             self.value = nn.Parameter(torch.zeros(()))
 
-    def add(self, name: str) -> None:
-        """Makes room for another model."""
+    def new_value(self) -> nn.Parameter | None:
+        """Returns what is trained for one more model, None where nothing is.
+
+        Raises:
+            ConfigError: the mix takes no more models.
+        """
         if self.kind == "sigmoid":
             raise ConfigError(
                 "mix='sigmoid' is the published two-model form and takes no third model"
             )
-        if self.kind == "learned":
-            self.values[name] = nn.Parameter(torch.zeros(()))
+        if self.kind != "learned":
+            return None
+        return nn.Parameter(torch.zeros_like(self.values[ANCHOR]))
+
+    def add(self, name: str, value: nn.Parameter | None) -> None:
+        """Takes in another model with its `new_value`."""
+        if value is not None:
+            self.values[name] = value
 
     def remove(self, name: str) -> None:
         """Forgets a model."""

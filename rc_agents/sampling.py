@@ -20,7 +20,8 @@ class SeededSampling(LogitsProcessor):
     Args:
         seeds: one a row.
         prompt_length: columns of the prompt.
-        keep_scores: keep what came in at every step in `scores`, (B, V) each, for `output_scores`.
+        keep_scores: keep what came in at every step in `scores`, step -> (B, V), for `output_scores`; assisted
+            decoding comes to a step again after a rejected guess, and the last time counts.
     """
 
     def __init__(
@@ -29,13 +30,13 @@ class SeededSampling(LogitsProcessor):
         self.seeds = list(seeds)
         self.prompt_length = prompt_length
         self.keep_scores = keep_scores
-        self.scores: list[Tensor] = []
+        self.scores: dict[int, Tensor] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, T) tokens so far and (B, V) scores -> scores in which one token a row is left."""
-        if self.keep_scores:
-            self.scores.append(scores)
         step = input_ids.shape[1] - self.prompt_length
+        if self.keep_scores:
+            self.scores[step] = scores.clone()  # assisted decoding writes into it
         draws = torch.tensor(
             [_uniform(seed, step) for seed in self.seeds], dtype=torch.float64, device=scores.device
         )
@@ -61,6 +62,8 @@ def row_seeds(seed: int | Sequence[int], batch: int, copies: int) -> list[int]:
         raise InputError(f"seed is an integer or one a row, got {seed!r}")
     if isinstance(seed, int):
         return [seed + row for row in range(batch * copies)]
+    if any(isinstance(one, bool) or not isinstance(one, int) for one in seed):
+        raise InputError(f"seed is an integer or one a row, got {seed!r}")
     if len(seed) != batch:
         raise InputError(f"seed has {len(seed)} entries for a batch of {batch} rows")
-    return [int(one) + copy for one in seed for copy in range(copies)]
+    return [one + copy for one in seed for copy in range(copies)]

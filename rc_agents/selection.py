@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +20,37 @@ from .topology import ANCHOR, Edge
 _CUT: ContextVar[Mapping[int, frozenset[str]]] = ContextVar(
     "rc_agents_cut", default=MappingProxyType({})
 )
+
+
+_CALL: ContextVar[tuple[object, Choice] | None] = ContextVar("rc_agents_call", default=None)
+
+
+@contextmanager
+def during(owner: object, choice: Choice) -> Iterator[None]:
+    """Makes `choice` that of every pass of `owner` inside the block that names none itself.
+
+    A logits processor that calls the model by itself, as guidance does, passes on nothing of what `generate` got.
+    """
+    token = _CALL.set((owner, choice))
+    try:
+        yield
+    finally:
+        _CALL.reset(token)
+
+
+def of_call(owner: object, batch: int) -> Choice | None:
+    """Returns the choice of the call around a pass of `batch` rows, its rows repeated where the call repeats them."""
+    call = _CALL.get()
+    if call is None or call[0] is not owner or call[1].presence is None:
+        return None
+    copies, rest = divmod(batch, len(call[1].presence))
+    if rest:
+        return None
+    rows = [
+        part if part is None else part.repeat_interleave(copies, 0)
+        for part in (call[1].strength, call[1].presence)
+    ]
+    return Choice(call[1].edges, call[1].names, *rows)
 
 
 @contextmanager
@@ -128,7 +161,7 @@ def choose(
 
 
 def _is_rows_of_factors(value: Any) -> bool:
-    return isinstance(value, (list, tuple, Tensor))
+    return isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dim() > 0)
 
 
 def _is_rows_of_names(value: Any) -> bool:
@@ -149,10 +182,8 @@ def _factor(edge: Edge, strength: Any, names: Sequence[str]) -> float:
         check_names(list(strength), names)
         strength = strength.get(edge.source, 1.0)
     value = 1.0 if strength is None else strength
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not torch.isfinite(torch.tensor(float(value)))
-    ):
+    if isinstance(value, Tensor) and value.dim() == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise InputError(f"strength is a finite number, got {strength!r}")
     return float(value)

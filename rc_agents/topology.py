@@ -9,6 +9,7 @@ from typing import NamedTuple
 from .errors import ConfigError, nearest
 
 ANCHOR = "anchor"
+DEFAULT = "multi_bilateral"
 
 
 class Edge(NamedTuple):

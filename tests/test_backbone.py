@@ -182,3 +182,10 @@ def test_an_encoder_that_can_decode_couples():
     ids = prompts()
     one = rc_agents.couple(model, {"b": tiny("llama")}, alignment="shared", sites=1)
     assert torch.equal(one(ids).logits, frozen_logits(model, ids))
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "opt", "gpt_neox", "gemma3_text"])
+def test_a_folder_without_a_tokenizer_has_none(arch, tmp_path):
+    tiny(arch).save_pretrained(tmp_path)
+    assert backbone.load_tokenizer(rc_agents.ModelRef(base=str(tmp_path))) is None

@@ -2,13 +2,16 @@
 
 import json
 import math
+import socket
 from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants, is_offline_mode
 
 import rc_agents
 from rc_agents import packaged
+from rc_agents.cli.app import run as command_line
 from rc_agents.demo import facts, measure, recipe_bridges, report, texts
 from rc_agents.demo.provenance import git_hash, provenance
 from rc_agents.errors import PackageError
@@ -178,3 +181,24 @@ def test_the_shipped_ensemble_answers_held_out_questions():
     ensemble = measure.exact_match(measure.Subject(model, model.tokenizer), chosen)
     assert frozen.value < 0.1
     assert ensemble.value > 0.5
+
+
+@pytest.mark.parametrize("given", [[], ["--offline"]])
+def test_offline_bars_the_hub(given, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("rc_agents.demo.run.run", lambda _: asked.append(is_offline_mode()))
+    command_line(["demo", "--output", str(tmp_path), *given])
+    assert asked == [bool(given)]
+
+
+@pytest.mark.real
+def test_everything_the_demo_reads_is_on_this_machine(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the demo opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    model = needs(rc_agents.CoupledForCausalLM.from_pretrained, "package:demo")
+    assert needs(facts.load).held_out
+    assert all(needs(texts.split, kind).test for kind in packaged.TEXTS)
+    assert set(model.names) == {"anchor", "medical", "code"}

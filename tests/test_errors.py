@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerFast
 
 import rc_agents
 from rc_agents import BridgeConfig, CoupledForCausalLM, CouplingConfig, ModelRef, Topology
@@ -126,6 +127,12 @@ def _single_with_ours():
     return tiny("llama")(prompts(), past_key_values=cache)
 
 
+def _wordpiece():
+    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
 ONE = BridgeConfig(kind="moe")
 
 # What is done, with a monkeypatch m and a folder f; the class of the error; what its one line says.
@@ -180,6 +187,11 @@ CASES = {
         lambda m, f: _named({"anchor": 0}),
         ConfigError,
         "the name 'anchor' belongs to the anchor; give the specialist another name",
+    ),
+    "the anchor's name in capitals": (
+        lambda m, f: _named({"Anchor": tiny("gpt2")}),
+        ConfigError,
+        "the name 'Anchor' belongs to the anchor; give the specialist another name",
     ),
     "names that differ by case": (
         lambda m, f: _named({"Law": 0, "law": 0}),
@@ -282,6 +294,41 @@ CASES = {
         ConfigError,
         "rank=4 has no meaning for kind='linear'; only 'low_rank' takes a rank",
     ),
+    "a ridge start of what has no solution": (
+        lambda m, f: BridgeConfig(kind="low_rank", rank=2, start="ridge"),
+        ConfigError,
+        "start='ridge' needs kind='linear', got kind='low_rank'",
+    ),
+    "a start of a fixed gate": (
+        lambda m, f: BridgeConfig(gate="fixed", gate_init=3.0),
+        ConfigError,
+        "gate_init=3.0 has no meaning for gate='fixed', which is the constant 1; use 'scalar' or",
+    ),
+    "what a gate reads that reads nothing": (
+        lambda m, f: BridgeConfig(gate_reads="source"),
+        ConfigError,
+        "gate_reads='source' has no meaning for gate='scalar'; only 'token' reads the states",
+    ),
+    "a gate of a router": (
+        lambda m, f: BridgeConfig(kind="moe", gate="token"),
+        ConfigError,
+        "gate='token' has no meaning for kind='moe', a router without bridges; leave it out",
+    ),
+    "a start of a router": (
+        lambda m, f: BridgeConfig(kind="moe", start="default"),
+        ConfigError,
+        "start='default' has no meaning for kind='moe', a router without bridges; leave it out",
+    ),
+    "a norm of a router": (
+        lambda m, f: BridgeConfig(kind="moe", normalize_source=False),
+        ConfigError,
+        "normalize_source=False has no meaning for kind='moe'",
+    ),
+    "a topology of a router": (
+        lambda m, f: _couple(tiny("llama"), tiny("opt"), bridge=ONE, topology="unilateral"),
+        ConfigError,
+        "kind='moe' is a router over all models, without edges; leave topology out",
+    ),
     "a gate that starts nowhere": (
         lambda m, f: BridgeConfig(gate_init=float("nan")),
         ConfigError,
@@ -328,6 +375,15 @@ CASES = {
         lambda m, f: _couple(alignment="spans"),
         ConfigError,
         "unknown alignment 'spans'; known: auto, shared, span, clamp; did you mean 'span'",
+    ),
+    "a tokenizer of an unknown kind": (
+        lambda m, f: rc_agents.couple(
+            tiny("llama"),
+            {"medical": tiny("gpt2")},
+            tokenizers={"anchor": tiny_tokenizer("prose"), "medical": _wordpiece()},
+        ),
+        TokenError,
+        "'medical' has a decoder of type 'WordPiece'; alignment='span' understands byte-level BPE",
     ),
     "no tokenizer to compare": (
         lambda m, f: _couple(alignment="auto"),
@@ -614,6 +670,25 @@ CASES = {
         ModelError,
         "model 'law' has 1 blocks, too few for this ensemble's 2 sites .*couple anew",
     ),
+    "a new specialist called anchor": (
+        lambda m, f: _couple().add_specialist("ANCHOR", tiny("opt"), alignment="shared"),
+        ConfigError,
+        "the name 'ANCHOR' belongs to the anchor; give the specialist another name",
+    ),
+    "edges of a router": (
+        lambda m, f: _couple(tiny("llama"), tiny("opt"), bridge=ONE).add_specialist(
+            "law", tiny("opt"), alignment="shared", edges=[("law", "anchor")]
+        ),
+        ConfigError,
+        "kind='moe' is a router over all models, without edges or bridges; leave edges out",
+    ),
+    "bridges of a router": (
+        lambda m, f: _couple(tiny("llama"), tiny("opt"), bridge=ONE).add_specialist(
+            "law", tiny("opt"), alignment="shared", bridges=f
+        ),
+        ConfigError,
+        "kind='moe' is a router over all models, without edges or bridges; leave bridges out",
+    ),
     "edges elsewhere": (
         lambda m, f: _couple().add_specialist(
             "law", tiny("opt"), alignment="shared", edges=[("medical", "anchor")]
@@ -717,6 +792,27 @@ def test_a_mistake_is_answered_in_one_line(case, monkeypatch, tmp_path):
 
 def test_there_are_enough_cases():
     assert len(CASES) >= 45
+
+
+FORMS = [
+    BridgeConfig(),
+    *(BridgeConfig(kind=kind) for kind in ("bottleneck", "random", "moe")),
+    BridgeConfig(kind="low_rank", rank=2, start="default"),
+    BridgeConfig(gate="fixed", normalize_source=False),
+    BridgeConfig(gate="token", gate_init=-1.0, gate_reads="source"),
+    BridgeConfig(kind="random", gate="token", start="default"),
+    BridgeConfig(start="ridge"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_form_written_out_in_full_is_no_mistake(form):
+    config = CouplingConfig.from_dict(CouplingConfig(bridge=form.to_dict()).to_dict())
+    assert config.bridge_config == BridgeConfig.of(form.to_dict()) == form
+
+
+def test_a_routers_default_topology_written_out_is_no_mistake():
+    assert _couple(tiny("llama"), tiny("opt"), bridge=ONE, topology="multi_bilateral").edges == ()
 
 
 def test_an_empty_cache_is_no_mistake():

@@ -11,6 +11,7 @@ from transformers import (
 )
 
 import rc_agents
+from rc_agents.errors import ConfigError, InputError, ModelRunError
 from tests.ensembles import GREEDY, ensemble, frozen_logits, padded, prompts, wake
 from tests.tiny import tiny
 from tests.tiny_tokenizers import tiny_tokenizer
@@ -247,6 +248,55 @@ def test_a_pipeline_takes_text_and_chat(spoken):
     assert turns[1]["content"] == spoken.tokenizer.decode(expected, skip_special_tokens=True)
 
 
+def test_cached_equals_uncached_for_stop_strings_streamers_and_pipelines(spoken):
+    inputs = spoken.tokenizer(
+        ["The river", "The doctor said that"],
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+    )
+    whole = spoken.generate(**inputs, max_new_tokens=10, **GREEDY)
+    stop = spoken.tokenizer.decode(whole[0, -4])
+    pipe = pipeline("text-generation", model=spoken, tokenizer=spoken.tokenizer)
+    found = []
+    for use_cache in (True, False):
+        settings = {**GREEDY, "max_new_tokens": 10, "use_cache": use_cache}
+        ended = spoken.generate(
+            **inputs, stop_strings=[stop], tokenizer=spoken.tokenizer, **settings
+        )
+        streamer = TextIteratorStreamer(spoken.tokenizer, skip_prompt=True)
+        one = spoken.tokenizer("The river", return_tensors="pt")
+        spoken.generate(**one, streamer=streamer, **settings)
+        piped = pipe("The river", **settings)[0]["generated_text"]
+        found.append((ended.tolist(), "".join(streamer), piped))
+    assert found[0] == found[1]
+
+
+@PAIRS
+def test_hidden_states_of_cached_steps_are_those_without_a_cache(archs):
+    model, (ids, mask) = ensemble(*archs), padded((7, 5), "left")
+    settings = {
+        **GREEDY,
+        "attention_mask": mask,
+        "max_new_tokens": 4,
+        "return_dict_in_generate": True,
+        "output_hidden_states": True,
+    }
+    cached = model.generate(ids, **settings)
+    uncached = model.generate(ids, use_cache=False, **settings)
+    assert torch.equal(cached.sequences, uncached.sequences)
+    for one, other in zip(cached.hidden_states, uncached.hidden_states, strict=True):
+        for layer, whole in zip(one, other, strict=True):
+            torch.testing.assert_close(layer[:, -1], whole[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_static_cache_holds_padded_rows():
+    model, (ids, mask) = ensemble("llama", "gpt2"), padded((8, 5, 6), "left")
+    settings = {**GREEDY, "attention_mask": mask, "max_new_tokens": 5}
+    expected = model.generate(ids, **settings)
+    assert torch.equal(model.generate(ids, cache_implementation="static", **settings), expected)
+
+
 def test_generation_settings_are_the_anchors_own():
     anchor = tiny("llama")
     anchor.generation_config.max_new_tokens = 3
@@ -374,3 +424,81 @@ def test_autocast_and_inference_mode_hold_in_every_model(schedule):
     assert plain.requires_grad
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(ids).logits.dtype == torch.bfloat16
+
+
+def test_scores_of_seeded_samples_are_those_before_the_draw_under_prompt_lookup():
+    model, ids = ensemble(*PAIR[:1], "gpt2"), prompts(1, 4).repeat(1, 4)
+    out = model.generate(
+        ids,
+        **{**GREEDY, "do_sample": True, "max_new_tokens": 10},
+        seed=1,
+        top_k=0,
+        prompt_lookup_num_tokens=3,
+        output_scores=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    assert len(out.scores) == len(out.logits)
+    for scores, logits in zip(out.scores, out.logits, strict=True):
+        assert torch.allclose(scores, logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": "x"}, "seed is an integer or one a row, got 'x'"),
+        ({"seed": ["a", "b"]}, r"seed is an integer or one a row, got \['a', 'b'\]"),
+        ({"assistant_early_exit": 2}, "assistant_early_exit is refused"),
+        ({"strength": "loud"}, "strength is a finite number"),
+    ],
+)
+def test_generate_refuses_in_one_line(settings, message):
+    with pytest.raises(InputError, match=message):
+        ensemble(*PAIR).generate(prompts(2), **{**GREEDY, "max_new_tokens": 2, **settings})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": torch.full((2, 7), 96)}, r"labels holds 96, outside .* 0\.\.95"),
+        ({"position_ids": [1, 2]}, r"position_ids is a tensor of shape \(2, 7\), got list"),
+    ],
+)
+def test_forward_refuses_in_one_line(arguments, message):
+    with pytest.raises(InputError, match=message):
+        ensemble(*PAIR)(prompts(2), **arguments)
+
+
+def test_a_cache_of_other_rows_and_an_unknown_schedule_are_refused():
+    model = ensemble(*PAIR)
+    cache = model(prompts(2), use_cache=True).past_key_values
+    with pytest.raises(InputError, match="holds 2 rows and input_ids has 3"):
+        model(prompts(3), past_key_values=cache)
+    model.config.schedule = "thread"
+    with pytest.raises(ConfigError, match=r"unknown schedule 'thread'.* did you mean 'threads'"):
+        model(prompts(2))
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "mamba2"])
+def test_a_model_that_fails_while_it_catches_up_spoils_no_number(arch):
+    model, ids = ensemble("llama", arch), prompts(1)
+    cache = model(ids, use_cache=True, specialists=[]).past_key_values
+
+    def fail(*_):
+        raise RuntimeError("out of luck")
+
+    hook = model.models["medical"].get_input_embeddings().register_forward_hook(fail)
+    with pytest.raises(ModelRunError, match=r"model 'medical' failed in the coupled pass: .*luck"):
+        model(ids[:, :2], past_key_values=cache)
+    hook.remove()
+    with pytest.raises(InputError, match="half-written"):
+        model(ids[:, :2], past_key_values=cache)
+
+
+def test_a_crop_that_one_model_refuses_leaves_no_cache_to_go_on_with():
+    model = ensemble("llama", "gemma3_text")
+    cache = model(prompts(1, 12), use_cache=True).past_key_values
+    with pytest.raises(InputError, match="cache of model 'medical' cannot give back 3 tokens"):
+        cache.crop(-3)
+    with pytest.raises(InputError, match="half-written"):
+        model(prompts(1, 2), past_key_values=cache)

@@ -36,6 +36,15 @@ def _couple(bases, **settings):
     return model
 
 
+def test_trainers_and_pipelines_are_told_when_models_lie_apart(bases):
+    with virtual_devices(2) as devices:
+        together, apart = _couple(bases), _couple(bases, device_map={"medical": devices[0]})
+        assert not hasattr(together, "hf_device_map")
+        places = apart.hf_device_map
+    assert list(places) == ["anchor", "medical", "law"]
+    assert places["anchor"] == CPU != places["medical"]
+
+
 # Settings reach the loaders.
 
 

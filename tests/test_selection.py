@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,3 +171,59 @@ def test_a_block_holds_under_both_schedules(schedule):
     model, ids = ensemble(*TRIPLE, schedule=schedule), prompts()
     with model.disabled("medical", "law"):
         assert torch.equal(model(ids).logits, frozen_logits(tiny("llama"), ids))
+
+
+def test_a_row_does_not_hear_a_specialist_that_breaks_in_another():
+    model, ids = ensemble("llama", "gpt2", topology="unilateral"), prompts(2)
+    expected = model(ids[1:], specialists=[]).logits
+
+    def overflow(_, args, output):
+        output = output.clone()
+        output[1] = torch.inf
+        return output
+
+    hook = model.models["medical"].transformer.h[0].mlp.register_forward_hook(overflow)
+    found = model(ids, specialists=[["medical"], []]).logits
+    hook.remove()
+    assert torch.allclose(found[1:], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("specialists", "strength"), [([], None), ([["medical"], []], None), (None, [0.2, 2.0])]
+)
+def test_guidance_hears_whom_the_call_chose(specialists, strength):
+    model, ids = ensemble("llama", "gpt2"), prompts(2)
+    settings = {
+        **GREEDY,
+        "max_new_tokens": 3,
+        "guidance_scale": 3.0,
+        "output_scores": True,
+        "return_dict_in_generate": True,
+    }
+    negative = prompts(2, 4, seed=5)
+    together = model.generate(
+        ids, specialists=specialists, strength=strength, negative_prompt_ids=negative, **settings
+    )
+    for row in range(2):
+        chosen = specialists
+        if chosen and isinstance(chosen[0], list):
+            chosen = chosen[row]
+        alone = model.generate(
+            ids[row : row + 1],
+            specialists=chosen,
+            strength=None if strength is None else strength[row],
+            negative_prompt_ids=negative[row : row + 1],
+            **settings,
+        )
+        for one, other in zip(together.scores, alone.scores, strict=True):
+            assert torch.allclose(one[row], other[0], atol=1e-4)
+    if specialists == []:
+        with model.disabled():
+            frozen = model.generate(ids, negative_prompt_ids=negative, **settings)
+        assert torch.allclose(together.scores[0], frozen.scores[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [torch.tensor(0.5), np.float32(0.5)])
+def test_a_strength_may_be_a_number_of_torch_or_numpy(factor):
+    model, ids = ensemble("llama", "gpt2"), prompts(2)
+    assert torch.equal(model(ids, strength=factor).logits, model(ids, strength=0.5).logits)

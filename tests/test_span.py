@@ -370,3 +370,16 @@ def test_span_needs_tokenizers():
             tokenizers={"anchor": tiny_tokenizer("prose")},
             alignment="span",
         )
+
+
+def test_a_model_without_a_new_token_has_empty_steered_logits():
+    model = span_ensemble(*TRIPLES[0])
+    cache, ids, texts = None, ids_of(model, "hello 🙂 the"), []
+    for column in range(ids.shape[1]):
+        output = model(
+            ids[:, column : column + 1], past_key_values=cache, use_cache=True, output_steered=True
+        )
+        cache = output.past_key_values
+        assert set(output.steered_logits) == set(model.names)
+        texts.append(model.decode_steered(output))
+    assert any("" in found["medical"] for found in texts)

@@ -150,3 +150,28 @@ def test_nothing_to_train_and_no_data_are_named():
         train(ensemble(), [], progress=False)
     with pytest.raises(TrainingError, match="steps must be positive"):
         TrainConfig(steps=0)
+
+
+@pytest.mark.parametrize("kind", ["prose", "metaspace"])
+def test_a_warm_start_sets_edges_whose_target_nobody_hears(kind):
+    tokenizers = {"anchor": tiny_tokenizer("prose"), "b": tiny_tokenizer(kind)}
+    anchor, other = (tiny("llama", vocab_size=len(one)) for one in tokenizers.values())
+    model = rc_agents.couple(
+        anchor, {"b": other}, topology=[("anchor", "b")], sites=2, tokenizers=tokenizers
+    )
+    fit = warm_start(model, TEXTS, progress=False)
+    assert set(fit) == {"anchor__b.0", "anchor__b.1"}
+    assert model.bridge(("anchor", "b"), 0).map.weight.any()
+
+
+def test_a_warm_start_of_routers_is_refused():
+    twins = [tiny("llama", seed=seed, vocab_size=len(tiny_tokenizer("prose"))) for seed in (0, 1)]
+    model = rc_agents.couple(
+        twins[0],
+        {"b": twins[1]},
+        bridge="moe",
+        sites=2,
+        tokenizers=dict.fromkeys(("anchor", "b"), tiny_tokenizer("prose")),
+    )
+    with pytest.raises(TrainingError, match="this ensemble has none"):
+        warm_start(model, TEXTS, progress=False)

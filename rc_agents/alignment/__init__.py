@@ -4,7 +4,7 @@ from .clock import Clock
 from .depth import anchor_sites, matching_layers
 from .segments import Segments
 from .streams import AS_BEFORE, NOTHING, Branch, Row, SpanText
-from .tokens import TokenBytes, same_tokenizer
+from .tokens import TokenBytes, check_spells, same_tokenizer
 
 __all__ = [
     "AS_BEFORE",
@@ -16,6 +16,7 @@ __all__ = [
     "SpanText",
     "TokenBytes",
     "anchor_sites",
+    "check_spells",
     "matching_layers",
     "same_tokenizer",
 ]

@@ -46,6 +46,28 @@ def _rules(tokenizer: Any) -> Any:
     return {key: rules.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
 
 
+def check_spells(tokenizer: Any, name: str) -> dict[str, Any]:
+    """Returns a tokenizer's own description; raises `TokenError` where its tokens cannot be read as bytes of text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        kind = type(tokenizer).__name__
+        raise TokenError(
+            f"the tokenizer of {name!r} ({kind}) is no fast tokenizer; alignment='span' needs one"
+        )
+    rules: dict[str, Any] = json.loads(backend.to_str())
+    decoder = rules.get("decoder") or {}
+    if not _is_byte_level(decoder) and not is_sentencepiece(decoder):
+        raise TokenError(
+            f"the tokenizer of {name!r} has a decoder of type {decoder.get('type', 'none')!r}; alignment='span' "
+            "understands byte-level BPE and sentencepiece tokenizers"
+        )
+    return rules
+
+
+def _is_byte_level(decoder: dict[str, Any]) -> bool:
+    return '"ByteLevel"' in json.dumps(decoder)
+
+
 class TokenBytes:
     """Knows which bytes of text every token stands for, and tokenizes text without adding special tokens.
 
@@ -66,22 +88,12 @@ class TokenBytes:
     """
 
     def __init__(self, tokenizer: Any, name: str = "model") -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            kind = type(tokenizer).__name__
-            raise TokenError(
-                f"the tokenizer of {name!r} ({kind}) is no fast tokenizer; alignment='span' needs one"
-            )
+        self.rules = check_spells(tokenizer, name)
         self.tokenizer = tokenizer
+        backend = tokenizer.backend_tokenizer
         description = backend.to_str()
-        self.rules: dict[str, Any] = json.loads(description)
         decoder = self.rules.get("decoder") or {}
-        byte_level = '"ByteLevel"' in json.dumps(decoder)
-        if not byte_level and not is_sentencepiece(decoder):
-            raise TokenError(
-                f"the tokenizer of {name!r} has a decoder of type {decoder.get('type', 'none')!r}; alignment='span' "
-                "understands byte-level BPE and sentencepiece tokenizers"
-            )
+        byte_level = _is_byte_level(decoder)
         self.drops_first_space = not byte_level and drops_first_space(decoder)
         self.pieces = _pieces(tokenizer, self.rules, _byte_level if byte_level else _sentencepiece)
         self.lead = _lead(backend)

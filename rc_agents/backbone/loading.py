@@ -129,17 +129,21 @@ def _with_adapter(name: str, base: PreTrainedModel, ref: ModelRef) -> PreTrained
 
 
 def load_tokenizer(ref: ModelRef, *, trust_remote_code: bool = False) -> Any | None:
-    """Returns the base's tokenizer, or None where it has none."""
+    """Returns the base's tokenizer, or None where it has none.
+
+    For a folder without tokenizer files transformers makes one that reads nothing; that counts as none.
+    """
     if ref.base is None:
         return None
     options = {"revision": ref.revision, "subfolder": ref.subfolder}
     options = {key: value for key, value in options.items() if value is not None}
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             locate(ref.base), trust_remote_code=trust_remote_code, **options
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
 
 
 def first_line(error: BaseException) -> str:

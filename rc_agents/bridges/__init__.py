@@ -5,6 +5,7 @@ from .bottleneck import BottleneckMap
 from .gate import FixedGate, Gate, ScalarGate, TokenGate
 from .linear import LinearMap
 from .low_rank import LowRankMap
+from .named import Named
 from .random import RandomMap
 from .router import Router
 
@@ -15,6 +16,7 @@ __all__ = [
     "Gate",
     "LinearMap",
     "LowRankMap",
+    "Named",
     "RandomMap",
     "Router",
     "ScalarGate",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .named import Named
 
 
 class Router(nn.Module):
@@ -24,14 +25,22 @@ class Router(nn.Module):
     def __init__(self, names: Sequence[str], width: int) -> None:
         super().__init__()
         self.width = width
-        self.rows = nn.ModuleDict()
+        self.rows = Named()
         for name in names:
-            self.add(name)
+            self.rows[name] = self.new_row()
 
-    def add(self, name: str) -> None:
-        """Adds a model's row, at nn.Linear's default start."""
+    def new_row(self) -> nn.Linear:
+        """Returns a row for one more model, at nn.Linear's default start."""
         row = nn.Linear(self.width, 1, dtype=torch.float32)
-        self.rows[name] = row.to(next(self.parameters(), row.weight).device)
+        return row.to(next(self.parameters(), row.weight).device)
+
+    def add(self, name: str, row: nn.Linear) -> None:
+        """Takes in a model's row."""
+        self.rows[name] = row
+
+    def remove(self, name: str) -> None:
+        """Forgets a model's row."""
+        del self.rows[name]
 
     def forward(
         self, states: dict[str, Tensor], presence: Mapping[str, Tensor] | None = None

@@ -1,7 +1,7 @@
-"""Bridges on disk: safetensors, a config that names the bases and their fingerprints, a model card.
+"""Bridges on disk: safetensors, tokenizers, a config that names the bases and their fingerprints, a model card.
 
-`config.json` is the one commit point of a save: it names the bridges' file by its hash and is
-replaced atomically, so that a kill at any moment leaves the old checkpoint or the new one.
+`config.json` is the one commit point of a save: it names the bridges' file and the tokenizers' folders by their hashes
+and is replaced atomically, so that a kill at any moment leaves the old checkpoint or the new one.
 """
 
 from .hub import push

@@ -83,8 +83,10 @@ def check_fingerprint(path: object, wanted: str | None, member: Member) -> None:
         return
     found = fingerprint(member, weights=wanted.startswith("weights:"))
     if found != wanted:
+        dtypes = " (a hash of weights in memory also differs by dtype: load them in the saved one)"
+        hint = dtypes if wanted.startswith("weights:") else ""
         raise CheckpointError(
             f"{path}: the bridges were made for another {member.name!r}: its fingerprint was {wanted[:24]}..., "
-            f"the one at {member.ref.base!r} ({member.model.dtype}) has {found[:24]}...; load the original base "
-            "or pass check_fingerprints=False"
+            f"the one at {member.ref.base!r} ({member.model.dtype}) has {found[:24]}...; load the original base"
+            f"{hint} or pass check_fingerprints=False"
         )

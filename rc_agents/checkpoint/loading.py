@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import snapshot_download
+
 from .. import backbone
-from ..assembly import Loader
+from ..alignment import same_tokenizer
+from ..assembly import Loader, Member, alignment_of
 from ..config import ModelRef, check_choice
 from ..errors import CheckpointError, ConfigError, ModelError, nearest
+from ..topology import ANCHOR
 from .identity import check_fingerprint, put
 from .reading import Checkpoint, read
+from .saving import BASES
+from .tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from ..modeling import CoupledForCausalLM
 
 HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+KNOWN = ("device_map", "dtype", "schedule", "bases", "tokenizers", "check_fingerprints", *HUB)
 FROM_AUTO = {"_from_auto", "adapter_kwargs", "config"}
 
 
@@ -28,6 +36,7 @@ def load(
     dtype: Any = None,
     schedule: str | None = None,
     bases: Mapping[str, str | Path] | None = None,
+    tokenizers: Mapping[str, Any] | None = None,
     check_fingerprints: bool = True,
     trust_remote_code: bool = False,
     **kwargs: Any,
@@ -36,22 +45,30 @@ def load(
     hub = {key: kwargs.pop(key) for key in HUB if key in kwargs}
     dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
     if unknown := sorted(kwargs.keys() - FROM_AUTO):
-        known = ("device_map", "dtype", "schedule", "bases", "check_fingerprints", *HUB)
         raise ConfigError(
-            f"from_pretrained got an unknown argument {unknown[0]!r}; {nearest(unknown[0], known)}"
+            f"from_pretrained got an unknown argument {unknown[0]!r}; {nearest(unknown[0], KNOWN)}"
         )
     found = read(path, **hub)
     config, names = found.config, found.config.names or []
     if schedule is not None:
         check_choice("schedule", schedule)
         config.schedule = schedule
-    for name in bases or {}:
-        if name not in names:
-            raise ConfigError(f"bases names an unknown model {name!r}; {nearest(name, names)}")
-    loader = Loader(names, device_map, dtype or config.dtypes, {}, trust_remote_code)
+    _check_names(names, bases=bases, tokenizers=tokenizers)
+    _fetch_bases(found, [name for name in names if name not in (bases or {})], hub)
+    if isinstance(dtype, dict):
+        dtype = {**(config.dtypes or {}), **dtype}
+    given = dict(tokenizers or {})
+    chosen = {**_saved_tokenizers(found, given, trust_remote_code), **given}
+    loader = Loader(names, device_map, dtype or config.dtypes, chosen, trust_remote_code)
     for name in names:
         _load_base(loader, found, name, (bases or {}).get(name), check_fingerprints)
     _check_depths(found, loader)
+    swapped = [name for name in bases or {} if not check_fingerprints and name not in given]
+    _own_tokenizers(loader, swapped)
+    if given or swapped:
+        for name in names[1:]:
+            how = (config.alignment or {})[name]
+            alignment_of(loader.members[ANCHOR], loader.members[name], how)
     config.model_configs = {name: member.model.config for name, member in loader.members.items()}
     ensemble = cls(config, loader.members)
     put(ensemble, found.tensors, found.path)
@@ -60,23 +77,84 @@ def load(
     return ensemble
 
 
+def _check_names(names: Sequence[str], **arguments: Mapping[str, Any] | None) -> None:
+    for argument, by_name in arguments.items():
+        for name in by_name or {}:
+            if name not in names:
+                raise ConfigError(
+                    f"{argument} names an unknown model {name!r}; {nearest(name, names)}"
+                )
+
+
+def _fetch_bases(found: Checkpoint, names: Sequence[str], hub: Mapping[str, Any]) -> None:
+    """Downloads the bases that lie in a checkpoint on the hub, at the commit of its config.json."""
+    places = [(found.config.models or {})[name].get("base") or "" for name in names]
+    inside = [place for place in places if place.startswith(f"{BASES}/")]
+    wanted = [f"{place}/*" for place in inside if not (found.folder / place).is_dir()]
+    if not wanted or Path(found.path).is_dir():
+        return
+    options = {key: value for key, value in hub.items() if key not in ("revision", "proxies")}
+    try:
+        snapshot_download(found.path, revision=found.folder.name, allow_patterns=wanted, **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{found.path}: the bases in it cannot be downloaded: {backbone.first_line(error)}"
+        ) from error
+
+
 def _load_base(
     loader: Loader, found: Checkpoint, name: str, moved: str | Path | None, check: bool
 ) -> None:
     saved = ModelRef(**(found.config.models or {})[name])
+    ref = _resolved(saved, found.folder, moved)
     try:
-        member = loader.add(name, _resolved(saved, found.folder, moved))
+        member = loader.add(name, ref)
     except ModelError as error:
         raise CheckpointError(
             f"{found.path}: the base of {name!r} is missing or unusable, name its place with "
             f"bases={{{name!r}: ...}}: {error}"
         ) from error
+    prints = dict(found.config.fingerprints or {})
     if check:
-        check_fingerprint(found.path, (found.config.fingerprints or {}).get(name), member)
-    if moved is None:
-        member.ref = saved
-    else:
-        found.config.models = {**(found.config.models or {}), name: member.ref.to_dict()}
+        _check(loader, found, member, prints.get(name))
+    if moved is not None or not check:
+        prints.pop(name, None)  # the next save makes it anew
+    found.config.fingerprints = prints
+    member.ref = ref
+    found.config.models = {**(found.config.models or {}), name: ref.to_dict()}
+
+
+def _check(loader: Loader, found: Checkpoint, member: Member, wanted: str | None) -> None:
+    """Checks a base's fingerprint; one of weights is that of one dtype, in which they are loaded once more."""
+    saved = (found.config.dtypes or {}).get(member.name)
+    if wanted and wanted.startswith("weights:") and str(member.model.dtype) != f"torch.{saved}":
+        model = backbone.load(
+            member.name, member.ref, dtype=saved, trust_remote_code=loader.trust_remote_code
+        )
+        member = replace(member, model=model)
+    check_fingerprint(found.path, wanted, member)
+
+
+def _saved_tokenizers(
+    found: Checkpoint, given: Mapping[str, Any], trust_remote_code: bool
+) -> dict[str, Any]:
+    """Loads every tokenizer of the checkpoint once, but for those that are given."""
+    folders = {name: folder for name, folder in found.tokenizers.items() if name not in given}
+    loaded = {
+        folder: load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        for folder in dict.fromkeys(folders.values())
+        if folder is not None
+    }
+    return {name: folder and loaded[folder] for name, folder in folders.items()}
+
+
+def _own_tokenizers(loader: Loader, moved: Sequence[str]) -> None:
+    """Gives bases that are not those of the checkpoint their own tokenizers, where these give other ids."""
+    for name in moved:
+        member = loader.members[name]
+        own = backbone.load_tokenizer(member.ref, trust_remote_code=loader.trust_remote_code)
+        if own is not None and not same_tokenizer(own, member.tokenizer):
+            member.tokenizer = own
 
 
 def _resolved(ref: ModelRef, folder: Path, moved: str | Path | None) -> ModelRef:
@@ -84,7 +162,7 @@ def _resolved(ref: ModelRef, folder: Path, moved: str | Path | None) -> ModelRef
     parts = {"base": str(moved or ref.base), "adapter": ref.adapter}
     for key, part in parts.items():
         if part is not None and not Path(part).is_absolute() and (folder / part).is_dir():
-            parts[key] = str(folder / part)
+            parts[key] = str((folder / part).absolute())
     return ModelRef(**{**ref.to_dict(), **parts})
 
 

@@ -19,6 +19,7 @@ from ..config import CouplingConfig
 from ..errors import CheckpointError
 from ..topology import ANCHOR
 from .saving import CONFIG
+from .tokenizers import HASHES, NAMES
 
 NEEDED = (
     "names",
@@ -41,6 +42,8 @@ class Checkpoint:
         config: the ensemble.
         tensors: its own tensors by name.
         generation: its generation settings.
+        tokenizers: the folder of each model's tokenizer, None for a model without one; empty in checkpoints of before,
+            whose tokenizers come from the bases.
     """
 
     path: str
@@ -48,6 +51,7 @@ class Checkpoint:
     config: CouplingConfig
     tensors: dict[str, Tensor]
     generation: GenerationConfig
+    tokenizers: dict[str, Path | None]
 
 
 def read(path: str | Path, **hub: Any) -> Checkpoint:
@@ -63,22 +67,23 @@ def read(path: str | Path, **hub: Any) -> Checkpoint:
     path = backbone.locate(str(path))
     config_file = _file(path, CONFIG, hub)
     raw = _config(config_file)
-    weights = _file(path, raw["bridges_file"], hub)
-    data = weights.read_bytes()
-    if hashlib.sha256(data).hexdigest() != raw["bridges_sha256"]:
-        raise CheckpointError(
-            f"{weights} is truncated or altered: its SHA-256 is not the one in {CONFIG}; copy it again"
-        )
+    weights, data = _whole(path, raw["bridges_file"], raw["bridges_sha256"], hub)
     try:
         tensors = load(data)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{weights} is no safetensors file: {backbone.first_line(error)}; save it again"
         ) from error
+    for name, digest in raw.pop(HASHES, {}).items():
+        _whole(path, name, digest, hub)
+    folders = {
+        name: None if folder is None else config_file.parent / folder
+        for name, folder in raw.pop(NAMES, {}).items()
+    }
     generation = GenerationConfig.from_dict(raw.pop("generation", {}))
     own = {key: value for key, value in raw.items() if not key.startswith("bridges_")}
     config = CouplingConfig.from_dict(own)
-    return Checkpoint(path, config_file.parent, config, tensors, generation)
+    return Checkpoint(path, config_file.parent, config, tensors, generation, folders)
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -94,16 +99,27 @@ def _config(file: Path) -> dict[str, Any]:
             f"{file.parent} holds a model of type {kind!r}, expected {CouplingConfig.model_type!r}; "
             "couple it with rc_agents.couple(...)"
         )
-    missing = [key for key in NEEDED if not raw.get(key)]
+    missing = [key for key in NEEDED if not raw.get(key) and raw.get(key) != []]
     if not missing:
         missing = [f"models of {name!r}" for name in raw["names"] if name not in raw["models"]]
     widths = {len(row) for row in raw.get("site_layers") or []}
-    if missing or raw["names"][0] != ANCHOR or widths != {len(raw["names"])}:
+    if missing or raw["names"][:1] != [ANCHOR] or widths != {len(raw["names"])}:
         shown = f" (no {', '.join(missing)})" if missing else ""
         raise CheckpointError(
             f"{file} is incomplete{shown}; it was not written by save_pretrained, save it again"
         )
     return raw
+
+
+def _whole(path: str, name: str, digest: str, hub: dict[str, Any]) -> tuple[Path, bytes]:
+    """Reads a file whose SHA-256 config.json holds."""
+    file = _file(path, name, hub)
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise CheckpointError(
+            f"{file} is truncated or altered: its SHA-256 is not the one in {CONFIG}; copy it again"
+        )
+    return file, data
 
 
 def _file(path: str, name: str, hub: dict[str, Any]) -> Path:

@@ -1,10 +1,10 @@
-"""Writes a checkpoint: everything into a folder beside, then moved in, config.json last."""
+"""Writes a checkpoint: everything into a folder beside, then moved in; the rename of config.json is what counts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save
 
 from ..errors import CheckpointError, ConfigError
+from ..topology import ANCHOR
 from .card import model_card
+from .files import move, write
 from .identity import fingerprint, state_of
+from .tokenizers import NAMES, drop_others, folders_in, write_tokenizers
 
 if TYPE_CHECKING:
     from ..modeling import CoupledForCausalLM
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 PREFIX = "bridges-"
 STAGING = ".saving-"
+BASES = "bases"
+COPIES = "copies"
+BASE = re.compile(r".+-[0-9a-f]{16}")
 USUAL = {
     "is_main_process",
     "max_shard_size",
@@ -52,12 +58,20 @@ def save_checkpoint(
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file; save_pretrained needs a folder")
     _check_members(ensemble, include_bases)
+    committed = False
     try:
         target.mkdir(parents=True, exist_ok=True)
         with _staging(target) as staging:
-            _write(ensemble, staging, include_bases)
-            _commit(staging, target)
+            _write(ensemble, staging, target, include_bases)
+            config = _commit(staging, target)
+            committed = True
+            _tidy(staging, target, config)
     except OSError as error:
+        if committed:
+            raise CheckpointError(
+                f"the checkpoint in {target} is saved, but not the copies of tokenizer and README for other tools: "
+                f"{error.strerror or error}; save again"
+            ) from error
         raise CheckpointError(
             f"cannot save to {target}: {error.strerror or error}; an earlier checkpoint there is unchanged"
         ) from error
@@ -88,21 +102,30 @@ def _staging(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write(ensemble: CoupledForCausalLM, staging: Path, include_bases: bool) -> None:
+def _write(ensemble: CoupledForCausalLM, staging: Path, target: Path, include_bases: bool) -> None:
     config = _describe(ensemble)
     if include_bases:
-        config["bases_included"] = True
         config["models"] = _write_bases(ensemble, staging, config["fingerprints"])
-    data = save(state_of(ensemble), metadata={"format": "pt", "rc_agents": "bridges"})
+    else:
+        config["models"] = {
+            name: _from_inside(ref, target) for name, ref in config["models"].items()
+        }
+    config["bases_included"] = all(
+        ref["base"].startswith(f"{BASES}/") for ref in config["models"].values()
+    )
+    data = save(state_of(ensemble), metadata={"format": "pt"})
     digest = hashlib.sha256(data).hexdigest()
     config["bridges_file"] = f"{PREFIX}{digest[:16]}.safetensors"
     config["bridges_sha256"] = digest
     config["generation"] = json.loads(ensemble.generation_config.to_json_string())
-    if ensemble.tokenizer is not None:
-        ensemble.tokenizer.save_pretrained(str(staging))
+    config |= write_tokenizers(ensemble.tokenizers, staging)
+    copies = staging / COPIES
+    copies.mkdir()
+    if (folder := config[NAMES][ANCHOR]) is not None:
+        shutil.copytree(staging / folder, copies, dirs_exist_ok=True)
     write(staging / config["bridges_file"], data)
-    write(staging / "generation_config.json", _json(config["generation"]))
-    write(staging / "README.md", model_card(ensemble, config).encode())
+    write(copies / "generation_config.json", _json(config["generation"]))
+    write(copies / "README.md", model_card(ensemble, config).encode())
     write(staging / CONFIG, _json(config))
 
 
@@ -118,7 +141,14 @@ def _describe(ensemble: CoupledForCausalLM) -> dict[str, Any]:
         name: str(model.dtype).removeprefix("torch.") for name, model in ensemble.models.items()
     }
     config.architectures = [type(ensemble).__name__]
-    return config.to_dict() | {"bases_included": False}
+    return config.to_dict()
+
+
+def _from_inside(ref: dict[str, Any], target: Path) -> dict[str, Any]:
+    """Names a base that lies in the checkpoint already by its place there, so that both can move."""
+    place = Path(ref["base"])
+    inside = place.is_dir() and place.resolve().parent == (target / BASES).resolve()
+    return {**ref, "base": f"{BASES}/{place.name}"} if inside else ref
 
 
 def _write_bases(
@@ -128,42 +158,41 @@ def _write_bases(
     models = {}
     for name, member in ensemble.members.items():
         fingerprints[name] = fingerprint(member, weights=True)
-        place = f"bases/{name}-{fingerprints[name].removeprefix('weights:')[:16]}"
+        place = f"{BASES}/{name}-{fingerprints[name].removeprefix('weights:')[:16]}"
         with ensemble.untapped(name):
             member.model.save_pretrained(str(staging / place))
-        if member.tokenizer is not None:
-            member.tokenizer.save_pretrained(str(staging / place))
         models[name] = {"base": place}
     return models
 
 
-def _commit(staging: Path, target: Path) -> None:
-    """Moves what was written into place, config.json last; then removes what nothing names any more."""
-    config = json.loads((staging / CONFIG).read_text(encoding="utf-8"))
-    bases = {Path(ref["base"]).name for ref in config["models"].values()}
-    for base in (staging / "bases").glob("*"):
-        place = target / "bases" / base.name
+def _commit(staging: Path, target: Path) -> dict[str, Any]:
+    """Moves into place what config.json names, then config.json itself; returns it."""
+    config: dict[str, Any] = json.loads((staging / CONFIG).read_text(encoding="utf-8"))
+    for base in (staging / BASES).glob("*"):
+        place = target / BASES / base.name
         if not place.exists():  # its name says what it holds
             place.parent.mkdir(exist_ok=True)
             base.replace(place)
-    for file in staging.iterdir():
-        if file.is_file() and file.name != CONFIG:
-            file.replace(target / file.name)
+    for folder in folders_in(staging):
+        move(folder, target / folder.name)
+    (staging / config["bridges_file"]).replace(target / config["bridges_file"])
     (staging / CONFIG).replace(target / CONFIG)
-    for old in target.glob(f"{PREFIX}*.safetensors"):
-        if old.name != config["bridges_file"]:
-            old.unlink(missing_ok=True)
-    for old in (target / "bases").glob("*"):
-        if old.name not in bases:
-            shutil.rmtree(old, ignore_errors=True)
+    return config
 
 
-def write(path: Path, data: bytes) -> None:
-    """Writes a file through to the disk."""
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _tidy(staging: Path, target: Path, config: dict[str, Any]) -> None:
+    """Puts copies for other tools at the top, and removes what config.json names no more."""
+    drop_others(target, staging / COPIES)
+    move(staging / COPIES, target)
+    named = {Path(ref["base"]).name for ref in config["models"].values()}
+    named |= {config["bridges_file"], *config[NAMES].values()}
+    for file in target.glob(f"{PREFIX}*.safetensors"):
+        if file.name not in named:
+            file.unlink(missing_ok=True)
+    bases = [place for place in (target / BASES).glob("*") if BASE.fullmatch(place.name)]
+    for place in (*folders_in(target), *bases):
+        if place.name not in named:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _json(data: dict[str, Any]) -> bytes:

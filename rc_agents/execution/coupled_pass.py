@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..topology import ANCHOR, Edge
 from . import inputs
 from .exchange import EXCHANGE, RoutedExchange, keep
-from .protocol import Meet, Schedule, Stream
+from .protocol import Meet, Schedule, Stream, fail
 from .span import SpanPlan, plan
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class CoupledPass:
 
     def __post_init__(self) -> None:
         self.past = self.memory.length if self.use_cache else 0
+        inputs.check_rows(self.memory.ids, self.input_ids)
         self.mask = inputs.check_mask(self.attention_mask, self.input_ids, self.past)
         self.position_ids = inputs.check_positions(self.position_ids, self.input_ids)
         if self.position_ids is None:
@@ -173,7 +174,11 @@ class CoupledPass:
             missed = self.memory.ids[:, start:]
             mask = None if self.mask is None else self.mask[:, : self.past]
             places = inputs.positions(mask, missed, start)
-            self._stream(name, self._arguments(name, missed, mask, places)).run()
+            self.memory.busy = True
+            try:
+                self._stream(name, self._arguments(name, missed, mask, places)).run()
+            except Exception as error:
+                fail(name, error)
             self.memory.seen[name] = self.past
 
     def _arguments(
@@ -227,9 +232,14 @@ class CoupledPass:
     def steered(self, outputs: dict[str, Any]) -> tuple[dict[str, Tensor], ...]:
         """Returns every model's own logits, the tokens they follow and which of those are real, by name.
 
-        A model with its own tokenizer gives all of the pass's tokens, whatever `logits_to_keep` says.
+        A model with its own tokenizer gives all of the pass's tokens, whatever `logits_to_keep` says, and none where
+        the new text holds no new token of its own.
         """
         logits, ids, real = {}, {}, {}
+        for name in self.idle:
+            ids[name] = real[name] = self.input_ids[:, :0]
+            vocabulary = self.ensemble.models[name].config.get_text_config(decoder=True).vocab_size
+            logits[name] = outputs[ANCHOR].logits.new_zeros(len(self.input_ids), 0, vocabulary)
         last = self.logits_to_keep
         kept = slice(-last, None) if isinstance(last, int) else last
         for name, output in outputs.items():

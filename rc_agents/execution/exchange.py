@@ -61,7 +61,8 @@ class Exchange:
                     f"bridge {edge.source!r} -> {edge.target!r} failed at site {site}: {type(error).__name__}: {error}"
                 ) from error
             if edge in self.strength:
-                update = update * self.strength[edge].to(update.device, update.dtype)[:, None, None]
+                factor = self.strength[edge].to(update.device, update.dtype)[:, None, None]
+                update = (update * factor).masked_fill(factor == 0, 0)  # 0 * inf is no silence
             updated = updated + update
         return updated
 

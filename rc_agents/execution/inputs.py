@@ -81,11 +81,23 @@ def check_mask(mask: Any, input_ids: Tensor, past: int) -> Tensor | None:
     return mask
 
 
+def check_rows(cached_ids: Tensor | None, input_ids: Tensor) -> None:
+    """Raises `InputError` unless a cache holds as many rows as the new tokens."""
+    if cached_ids is not None and len(cached_ids) != len(input_ids):
+        raise InputError(
+            f"past_key_values holds {len(cached_ids)} rows and input_ids has {len(input_ids)}; "
+            "pass the rows that the cache was filled with"
+        )
+
+
 def check_positions(position_ids: Any, input_ids: Tensor) -> Tensor | None:
     """Raises `InputError` unless there is one position a token; returns them, (B, T)."""
     if position_ids is None:
         return None
     expected = tuple(input_ids.shape)
+    if not isinstance(position_ids, Tensor):
+        kind = type(position_ids).__name__
+        raise InputError(f"position_ids is a tensor of shape {expected}, got {kind}")
     shape = tuple(position_ids.shape)
     if shape not in (expected, (1, expected[1])):
         raise InputError(f"position_ids has shape {shape}, expected {expected}: one a token")
@@ -93,14 +105,22 @@ def check_positions(position_ids: Any, input_ids: Tensor) -> Tensor | None:
     return places
 
 
-def check_labels(labels: Any, input_ids: Tensor, logits_to_keep: int | Tensor) -> None:
-    """Raises `InputError` unless every token has a label, and a logit to score it by."""
+def check_labels(
+    labels: Any, input_ids: Tensor, logits_to_keep: int | Tensor, vocab_size: int
+) -> None:
+    """Raises `InputError` unless every token has a label that exists, and a logit to score it by."""
     if labels is None:
         return
     if not isinstance(labels, Tensor) or labels.shape != input_ids.shape:
         shape = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
         raise InputError(
             f"labels has shape {shape}, expected {tuple(input_ids.shape)}: one a token"
+        )
+    scored = labels[labels != -100]
+    if scored.numel() and not 0 <= int(scored.min()) <= int(scored.max()) < vocab_size:
+        wrong = int(scored.min()) if int(scored.min()) < 0 else int(scored.max())
+        raise InputError(
+            f"labels holds {wrong}, outside the anchor's vocabulary 0..{vocab_size - 1}; -100 is not scored"
         )
     if isinstance(logits_to_keep, Tensor) or logits_to_keep:
         raise InputError("labels need the logits of every token; leave out logits_to_keep")

@@ -42,7 +42,7 @@ def couple(
         device_map: None, one value for all, or a dict by model name of whatever Hugging Face accepts.
         dtype: one for all, or a dict by model name; None keeps what is stored.
         schedule: "lockstep" (one thread) or "threads" (one a model).
-        tokenizers: for models that were passed in loaded, by name.
+        tokenizers: name -> tokenizer in place of the base's; models that were passed in loaded bring none.
         trust_remote_code: lets Hugging Face run code that comes with a model; off unless asked for.
 
     Returns:

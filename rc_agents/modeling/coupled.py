@@ -16,7 +16,7 @@ from ..assembly import Reference
 from ..cache import CoupledCache
 from ..config import CouplingConfig
 from ..errors import InputError
-from ..execution import SCHEDULES, CoupledPass, inputs
+from ..execution import CoupledPass, inputs, schedule_called
 from ..execution.span import Reader
 from ..generation import CoupledGeneration
 from ..topology import ANCHOR
@@ -90,10 +90,12 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
         """
         ids = inputs.check_ids(input_ids, inputs_embeds, self.config.vocab_size)
         inputs.check_known(kwargs, self.forward)
-        inputs.check_labels(labels, ids, logits_to_keep)
+        inputs.check_labels(labels, ids, logits_to_keep, self.config.vocab_size)
         choice = selection.Choice(self.edges, self.names, edge_strength, presence)
         if specialists is not None or strength is not None:
             choice = selection.choose(self.edges, self.names, ids.shape[0], specialists, strength)
+        elif edge_strength is None and presence is None:
+            choice = selection.of_call(self, ids.shape[0]) or choice
         if use_cache is None:
             use_cache = past_key_values is not None
         asked = {
@@ -112,7 +114,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
             output_steered,
             {key: value for key, value in asked.items() if value is not None},
         )
-        outputs = step.run(SCHEDULES[self.config.schedule])
+        outputs = step.run(schedule_called(self.config.schedule))
         output = self._output(step, outputs, labels, kwargs)
         return output if return_dict is not False else output.to_tuple()
 
@@ -180,6 +182,9 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
             )
         texts = {}
         for name, logits in output.steered_logits.items():
+            if not logits.shape[1]:
+                texts[name] = [""] * len(logits)
+                continue
             if self.tokenizers[name] is None:
                 raise InputError(f"model {name!r} has no tokenizer to decode with")
             real = output.steered_attention_mask[name].to(logits.device)  # (B, T)
@@ -214,9 +219,17 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
             tokenizer: for a loaded model without one of its own.
             device_map, dtype: for this model.
         """
-        membership.add(
-            self, name, reference, bridges, edges, alignment, tokenizer, device_map, dtype
+        addition = membership.Addition(
+            name=name,
+            reference=reference,
+            bridges=bridges,
+            edges=edges,
+            alignment=alignment,
+            tokenizer=tokenizer,
+            device_map=device_map,
+            dtype=dtype,
         )
+        membership.add(self, addition)
 
     def remove_specialist(self, name: str) -> None:
         """Removes a frozen model with its bridges; in reverse order of addition this restores the earlier state."""
@@ -235,7 +248,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
     def save_pretrained(
         self, save_directory: str | Path, *, include_bases: bool = False, **kwargs: Any
     ) -> None:
-        """Saves bridges, config, generation config, the anchor's tokenizer and a model card; no base weights.
+        """Saves bridges, config, generation config, the models' tokenizers and a model card; no base weights.
 
         Args:
             save_directory: folder; a kill at any moment leaves the old or the new checkpoint whole.
@@ -261,6 +274,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
         Args:
             pretrained_model_name_or_path: the checkpoint, a folder, a hub id or `package:NAME`.
             device_map, dtype, schedule, revision, trust_remote_code: as in `rc_agents.couple`.
+            tokenizers: name -> tokenizer in place of the checkpoint's.
             bases: name -> other place of a base, for example after it was moved; its fingerprint must fit.
             check_fingerprints: False takes bases that are not those of the checkpoint.
 

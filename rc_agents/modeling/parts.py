@@ -179,6 +179,17 @@ class EnsembleParts(PreTrainedModel):
         return placement.input_device(self.models[ANCHOR])
 
     @property
+    def hf_device_map(self) -> dict[str, torch.device]:
+        """Model name -> device, where the models lie on several; trainers and pipelines then move nothing.
+
+        There is no such attribute (AttributeError) where one device holds all.
+        """
+        devices = {name: placement.input_device(model) for name, model in self.models.items()}
+        if len({parameter.device for parameter in self.parameters()}) < 2:
+            raise AttributeError("one device holds all models")
+        return devices
+
+    @property
     def dtype(self) -> torch.dtype:
         """The anchor's."""
         return self.models[ANCHOR].dtype

@@ -228,7 +228,7 @@ def pad(examples: Sequence[training_data.Encoded]) -> dict[str, Tensor]:
 
 
 def _arguments(config: TrainConfig, folder: Path, progress: bool) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=1,  # an item of the data set is a whole batch already
@@ -247,6 +247,8 @@ def _arguments(config: TrainConfig, folder: Path, progress: bool) -> TrainingArg
         disable_tqdm=not progress,
         dataloader_pin_memory=False,
     )
+    arguments._n_gpu = 1  # DataParallel would copy the frozen models to every device
+    return arguments
 
 
 class _Trainer(Trainer):

@@ -50,10 +50,17 @@ class NormalEquations:
 
 @dataclass
 class _Recorder:
-    """Collects what every bridge would read and write, while nobody speaks."""
+    """Collects what every bridge would read and write, while nobody speaks.
+
+    Attributes:
+        sums: by edge and site.
+        keep: (B, T), the anchor's tokens that count.
+        apart: the models whose tokens are not the anchor's; of theirs all count that read something.
+    """
 
     sums: dict[tuple[Edge, int], NormalEquations] = field(default_factory=dict)
-    keep: Tensor | None = None  # (B, T) real tokens of the anchor
+    keep: Tensor | None = None
+    apart: Sequence[str] = ()
 
     def exchange(self, *arguments: Any) -> _RecordingExchange:
         made = _RecordingExchange(*arguments)
@@ -63,7 +70,7 @@ class _Recorder:
     def add(self, edge: Edge, site: int, source_BTD: Tensor, target_BTD: Tensor) -> None:
         x, y = (_normalised(h.reshape(-1, h.shape[-1])) for h in (source_BTD, target_BTD))
         used = source_BTD.reshape(-1, source_BTD.shape[-1]).ne(0).any(-1).cpu()
-        if self.keep is not None and self.keep.numel() == len(used):
+        if self.keep is not None and edge.target not in self.apart:
             used &= self.keep.reshape(-1)
         if (edge, site) not in self.sums:
             self.sums[edge, site] = NormalEquations(
@@ -129,13 +136,15 @@ def warm_start(
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise TrainingError("warm_start got no text; pass a few thousand tokens of any text")
+    if not model.edges:
+        raise TrainingError("warm_start sets bridges, and this ensemble has none")
     chosen = [Edge(*edge) for edge in edges] if edges is not None else list(model.edges)
     for edge in chosen:
         if not isinstance(model.bridge(edge, 0).map, LinearMap):
             raise TrainingError(
                 f"warm_start solves for linear bridges, but {edge.source}->{edge.target} has another kind"
             )
-    recorder = _Recorder()
+    recorder = _Recorder(apart=model.config.span_names)
     token = EXCHANGE.set(recorder.exchange)
     try:
         for start in tqdm(
@@ -148,6 +157,7 @@ def warm_start(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 logits_to_keep=1,
+                output_steered=True,  # so that every model runs, those too that nobody hears
             )
     finally:
         EXCHANGE.reset(token)
