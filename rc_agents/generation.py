@@ -7,9 +7,9 @@ from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache, GenerationMixin, LogitsProcessorList
+from transformers import Cache, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
-from . import selection
+from . import context, selection
 from .cache import CoupledCache
 from .errors import InputError
 from .sampling import SeededSampling, row_seeds
@@ -47,6 +47,12 @@ _PRIVATE: dict[str, tuple[str, ...] | None] = {
         "negative_prompt_ids",
         "negative_prompt_attention_mask",
     ),
+    "GenerationMixin._get_stopping_criteria": (
+        "self",
+        "generation_config",
+        "stopping_criteria",
+        "tokenizer",
+    ),
     "PreTrainedModel._init_weights": ("self", "module"),
     "PreTrainedModel._is_stateful": None,
     "PreTrainedModel._supports_attention_backend": None,
@@ -77,6 +83,9 @@ class CoupledGeneration(GenerationMixin):
     ) -> Any:
         """Generates as any Hugging Face model does; see `transformers.GenerationMixin.generate`.
 
+        Where the text outgrows the context of a model that takes part, generation ends with a warning (assisted
+        decoding raises there).
+
         Args:
             inputs: the prompt's tokens, (B, T); also as `input_ids=`.
             specialists: names that take part, or one list of names a row; None for all.
@@ -96,7 +105,7 @@ class CoupledGeneration(GenerationMixin):
             row_seeds(seed, ids.shape[0], 1)  # a wrong one is refused even where nothing is drawn
         token = _SEEDED.set(None if seed is None else (seed, ids, []))
         try:
-            with selection.during(self, choice):
+            with selection.during(self, choice), context.watched(self):
                 output = super().generate(inputs, *args, **kwargs)
             return _with_scores(output, _SEEDED.get())
         finally:
@@ -186,6 +195,11 @@ class CoupledGeneration(GenerationMixin):
         made.append(SeededSampling(seeds, ids.shape[1], keep_scores=keep))
         processors.append(made[-1])
         return processors
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
+        criteria = super()._get_stopping_criteria(*args, **kwargs)
+        room = context.current(self)
+        return criteria if room is None else StoppingCriteriaList([*criteria, room])
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
         """Keeps what only an ensemble understands from an assistant that is a single model."""

@@ -502,3 +502,17 @@ def test_a_crop_that_one_model_refuses_leaves_no_cache_to_go_on_with():
         cache.crop(-3)
     with pytest.raises(InputError, match="half-written"):
         model(prompts(1, 2), past_key_values=cache)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generation_ends_where_the_shortest_context_does(use_cache):
+    short = tiny("gpt2")
+    short.config.n_positions = 12
+    model = rc_agents.couple(tiny("llama"), {"medical": short}, alignment="shared", sites=2)
+    settings = {**GREEDY, "max_new_tokens": 20, "use_cache": use_cache}
+    expected = model.generate(prompts(), specialists=[], **settings)
+    with pytest.warns(UserWarning, match=r"ends here: .* 12 tokens for model 'medical'.* most 12"):
+        ended = model.generate(prompts(), **settings)
+    assert ended.shape == (2, 13)
+    assert expected.shape == (2, 27)
+    assert torch.equal(ended, expected[:, :13])  # untrained: the frozen anchor's

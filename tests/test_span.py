@@ -383,3 +383,12 @@ def test_a_model_without_a_new_token_has_empty_steered_logits():
         assert set(output.steered_logits) == set(model.names)
         texts.append(model.decode_steered(output))
     assert any("" in found["medical"] for found in texts)
+
+
+def test_generation_ends_where_a_model_with_its_own_tokens_has_no_room():
+    model = span_ensemble(*TRIPLES[0])
+    model.models["medical"].config.max_position_embeddings = 40
+    ids = ids_of(model, PROSE[:20])
+    with pytest.warns(UserWarning, match=r"generation ends here: .* for model 'medical'"):
+        ended = model.generate(ids, max_new_tokens=60, **GREEDY)
+    assert ids.shape[1] < ended.shape[1] < ids.shape[1] + 60

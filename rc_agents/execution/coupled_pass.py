@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import backbone, placement, selection
+from .. import backbone, context, placement, selection
 from ..cache import CoupledCache
-from ..errors import InputError
 from ..topology import ANCHOR, Edge
 from . import inputs
 from .exchange import EXCHANGE, RoutedExchange, keep
@@ -151,17 +150,13 @@ class CoupledPass:
         for name in self.running:
             if name in self.idle:
                 continue
-            config = self.ensemble.models[name].config.get_text_config(decoder=True)
-            limit = getattr(config, "max_position_embeddings", None)
             places = self.position_ids
             if name in self.spans.steps:
                 places = self.spans.steps[name].position_ids
             count = self.input_ids.shape[1] if places is None else int(places.max()) + 1
-            if isinstance(limit, int) and 0 < limit < count:
-                raise InputError(
-                    f"the text has {count} tokens for model {name!r}, which takes at most {limit}; "
-                    "shorten it, or leave that model out with model.disabled(...)"
-                )
+            config = self.ensemble.models[name].config
+            own = name in self.ensemble.config.span_names
+            context.check_fits(self.ensemble, name, config, count, own_tokens=own)
 
     def _catch_up(self) -> None:
         """Shows a model that was left out of earlier steps the tokens it missed, uncoupled."""
