@@ -63,6 +63,12 @@ def current(owner: object) -> Room | None:
     return room if room is not None and room.owner is owner else None
 
 
+def limit_of(config: Any) -> int | None:
+    """Returns how many tokens a model of this config was made for; None where it names no limit."""
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
 def check_fits(owner: object, name: str, config: Any, count: int, *, own_tokens: bool) -> None:
     """Raises `InputError` where a text of `count` tokens is longer than a model was made for; reports what is left.
 
@@ -73,8 +79,8 @@ def check_fits(owner: object, name: str, config: Any, count: int, *, own_tokens:
         count: tokens of the longest row, in the model's own tokens.
         own_tokens: whether the model has its own tokenizer.
     """
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
+    limit = limit_of(config)
+    if limit is None:
         return
     if limit < count:
         raise InputError(

