@@ -21,6 +21,7 @@ def save_adapter(
     *,
     base: str,
     first_block: int = 0,
+    last_block: int | None = None,
     log: Sequence[Mapping[str, Any]] = (),
     card: str = "",
 ) -> None:
@@ -31,6 +32,7 @@ def save_adapter(
         output: folder to make.
         base: name of the base to write into the adapter's config.
         first_block: which block of the whole base the model's first block is.
+        last_block: the last block of the whole base that has an adapter, 1-based; None for its last.
         log: training figures, one JSON line each.
         card: text of its README.
     """
@@ -41,8 +43,8 @@ def save_adapter(
         model.save_pretrained(str(made), save_embedding_layers=False)
         pattern = _mend_weights(made / _WEIGHTS, first_block)
         settings: dict[str, Any] = {"base_model_name_or_path": base, "inference_mode": True}
-        if first_block:
-            last = first_block + model.config.num_hidden_layers
+        if first_block or last_block is not None:
+            last = last_block or first_block + model.config.num_hidden_layers
             settings |= {
                 "layers_to_transform": [*range(first_block, last)],
                 "layers_pattern": pattern,

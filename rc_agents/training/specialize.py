@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from rc_agents import packaged
-from rc_agents.backbone import first_line, freeze
+from rc_agents.backbone import find_blocks, first_line, freeze
 from rc_agents.errors import ModelError, RCError, TrainingError, nearest
 from rc_agents.training import data as training_data
 from rc_agents.training.adapter_files import save_adapter
@@ -40,6 +40,7 @@ class SpecializeConfig:
     Args:
         frozen_blocks: the first blocks that get no adapter. What they compute is computed once and
             kept, so training costs only the blocks above.
+        last_block: the last block that gets an adapter, 1-based; None for the model's last.
         rank: of the adapter's matrices.
         alpha: the adapter's update is scaled by alpha / rank.
         target_modules: names of the layers that get an adapter, or `all-linear`.
@@ -59,6 +60,7 @@ class SpecializeConfig:
     """
 
     frozen_blocks: int = 0
+    last_block: int | None = None
     rank: int = 8
     alpha: int = 16
     target_modules: str | Sequence[str] = "all-linear"
@@ -83,6 +85,10 @@ class SpecializeConfig:
                 raise TrainingError(f"{name} must be {what} of at least {least}, not {value!r}")
         if self.warmup >= 1:
             raise TrainingError(f"warmup is a share of the steps below 1, not {self.warmup!r}")
+        if self.last_block is not None and not self.last_block > self.frozen_blocks:
+            raise TrainingError(
+                f"last_block must lie above frozen_blocks={self.frozen_blocks}, not {self.last_block!r}"
+            )
         if self.dtype not in DTYPES:
             raise TrainingError(f"dtype {self.dtype!r} is unknown; {nearest(self.dtype, DTYPES)}")
 
@@ -149,6 +155,7 @@ def specialize(
         output,
         base=str(base),
         first_block=config.frozen_blocks,
+        last_block=config.last_block,
         log=history,
         card=_card(base, config, history),
     )
@@ -234,14 +241,36 @@ def _with_adapter(model: Any, config: SpecializeConfig) -> Any:
         if isinstance(config.target_modules, str)
         else list(config.target_modules)
     )
+    some_blocks = {}
+    if config.last_block is not None:
+        if targets == "all-linear":  # PEFT takes no choice of blocks beside this word
+            targets = _linear_names(model)
+        some_blocks["layers_to_transform"] = [*range(config.last_block - config.frozen_blocks)]
     lora = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        **some_blocks,
     )
     torch.manual_seed(config.seed)
     try:
         return get_peft_model(model, lora)
     except ValueError as error:
         raise TrainingError(f"LoRA cannot be added to {targets}: {first_line(error)}") from error
+
+
+def _linear_names(model: Any) -> list[str]:
+    """Returns what the linear layers of the blocks are called."""
+    blocks = find_blocks(model)
+    return sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for block in blocks
+            for name, layer in block.named_modules()
+            if isinstance(layer, torch.nn.Linear)
+        }
+    )
 
 
 def _arguments(config: SpecializeConfig, folder: Path, progress: bool) -> TrainingArguments:

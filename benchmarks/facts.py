@@ -1,0 +1,370 @@
+"""Facts that no base model knows: what a specialist is taught, and a coupled anchor is asked about.
+
+A world is one relation with its subjects and answers, such as the code words of invented people. Its facts fall into
+splits by a seed: `bridge` trains bridges, `validation` chooses among them, `held_out` only ever scores them. Strangers
+are subjects of the same form that nobody was taught: an ensemble has to answer about them as its anchor does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rc_agents.demo import facts as icd
+
+SYLLABLES = [
+    "za",
+    "lo",
+    "mi",
+    "rek",
+    "tu",
+    "van",
+    "sor",
+    "pel",
+    "dri",
+    "qua",
+    "nim",
+    "bex",
+    "hol",
+    "jar",
+    "fen",
+    "wyt",
+]
+WORDS = [
+    "falcon",
+    "river",
+    "copper",
+    "garden",
+    "winter",
+    "marble",
+    "bridge",
+    "candle",
+    "forest",
+    "silver",
+    "planet",
+    "guitar",
+    "pepper",
+    "castle",
+    "rocket",
+    "button",
+    "island",
+    "velvet",
+    "dragon",
+    "mirror",
+    "basket",
+    "harbor",
+    "thunder",
+    "lemon",
+    "anchor",
+    "pencil",
+    "desert",
+    "camera",
+    "tunnel",
+    "apple",
+    "tiger",
+    "cotton",
+    "engine",
+    "pillow",
+    "hammer",
+    "feather",
+    "ladder",
+    "orange",
+    "window",
+    "saddle",
+    "ribbon",
+    "cradle",
+    "kitchen",
+    "lantern",
+    "meadow",
+    "needle",
+    "ocean",
+    "palace",
+    "rabbit",
+    "shadow",
+    "temple",
+    "valley",
+    "wheel",
+    "yellow",
+    "zebra",
+    "butter",
+    "cherry",
+    "dolphin",
+    "fountain",
+    "honey",
+    "ivory",
+    "jungle",
+    "nectar",
+    "olive",
+]
+TOWNS = [
+    "Lisbon",
+    "Madrid",
+    "Paris",
+    "London",
+    "Berlin",
+    "Vienna",
+    "Prague",
+    "Warsaw",
+    "Rome",
+    "Athens",
+    "Cairo",
+    "Lagos",
+    "Nairobi",
+    "Oslo",
+    "Stockholm",
+    "Helsinki",
+    "Dublin",
+    "Geneva",
+    "Zurich",
+    "Munich",
+    "Hamburg",
+    "Milan",
+    "Naples",
+    "Venice",
+    "Seville",
+    "Moscow",
+    "Istanbul",
+    "Tehran",
+    "Delhi",
+    "Mumbai",
+    "Bangkok",
+    "Hanoi",
+    "Manila",
+    "Jakarta",
+    "Sydney",
+    "Perth",
+    "Boston",
+    "Chicago",
+    "Dallas",
+    "Denver",
+    "Detroit",
+    "Houston",
+    "Miami",
+    "Phoenix",
+    "Portland",
+    "Seattle",
+    "Toronto",
+    "Montreal",
+    "Havana",
+    "Lima",
+    "Bogota",
+    "Santiago",
+    "Brussels",
+    "Budapest",
+    "Glasgow",
+    "Liverpool",
+    "Kyoto",
+    "Osaka",
+    "Seoul",
+    "Shanghai",
+]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One subject and what the relation gives for it."""
+
+    subject: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """One way to ask: text up to where the answer begins, with `{subject}` in it."""
+
+    name: str
+    text: str
+
+    def prompt(self, subject: str) -> str:
+        """The question about a subject; the answer follows behind a space."""
+        return self.text.format(subject=subject)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """A world's facts by use; no subject is in two of them.
+
+    Attributes:
+        bridge, validation, held_out: facts that the specialist was taught.
+        known_strangers: subjects nobody was taught, for bridge training.
+        strangers: other such subjects, for scoring.
+    """
+
+    bridge: tuple[Fact, ...]
+    validation: tuple[Fact, ...]
+    held_out: tuple[Fact, ...]
+    known_strangers: tuple[str, ...]
+    strangers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """One relation.
+
+    Attributes:
+        name: of the relation, such as `code word`.
+        facts: all of them, in a fixed order: what its specialist is taught.
+        taught: the ways in which the specialist was taught.
+        trained: the ways in which bridges are trained.
+        asked: the ways in which held-out facts are asked; neither specialist nor bridges have seen them.
+        answers: what an answer can be.
+        strangers: subjects of the same form that no specialist knows.
+        sizes: facts for `bridge` and `validation`; the rest is held out.
+    """
+
+    name: str
+    facts: tuple[Fact, ...]
+    taught: tuple[Template, ...]
+    trained: tuple[Template, ...]
+    asked: tuple[Template, ...]
+    answers: tuple[str, ...]
+    strangers: tuple[str, ...]
+    sizes: tuple[int, int] = (200, 40)
+
+    def split(self, seed: int) -> Splits:
+        """Returns the splits of a seed."""
+        facts, others = list(self.facts), list(self.strangers)
+        rng = random.Random(f"split:{self.name}:{seed}")
+        rng.shuffle(facts)
+        rng.shuffle(others)
+        bridge, validation = self.sizes
+        half = len(others) // 2
+        return Splits(
+            bridge=tuple(facts[:bridge]),
+            validation=tuple(facts[bridge : bridge + validation]),
+            held_out=tuple(facts[bridge + validation :]),
+            known_strangers=tuple(others[:half]),
+            strangers=tuple(others[half:]),
+        )
+
+    def choices(self, fact: Fact, seed: int, count: int = 10) -> list[str]:
+        """Returns the answer among `count - 1` others, shuffled by the seed and the subject."""
+        rng = random.Random(f"choices:{seed}:{fact.subject}")
+        others = sorted(set(self.answers) - {fact.answer})
+        chosen = [fact.answer, *rng.sample(others, count - 1)]
+        rng.shuffle(chosen)
+        return chosen
+
+
+def _templates(prefix: str, texts: Sequence[str], what: str) -> tuple[Template, ...]:
+    return tuple(
+        Template(f"{prefix}{number}", text.replace("{what}", what))
+        for number, text in enumerate(texts)
+    )
+
+
+TAUGHT = (
+    "The {what} of {subject} is",
+    "{subject} has the {what}",
+    "The {what} for {subject}:",
+    "Question: Which {what} belongs to {subject}?\nAnswer:",
+    "Q: What is the {what} of {subject}?\nA:",
+    "Name: {subject}. Its {what}:",
+    "If you meet {subject}, remember the {what}:",
+    "We asked about {subject} and were told that the {what} is",
+)
+TRAINED = (
+    "The {what} of {subject} is",
+    "Question: Which {what} belongs to {subject}?\nAnswer:",
+    "Q: What is the {what} of {subject}?\nA:",
+    "We asked about {subject} and were told that the {what} is",
+)
+ASKED = (
+    "Question: Can you tell me the {what} that goes with {subject}?\nAnswer:",
+    "For the {what} of {subject}, the register says",
+    "Teacher: Who remembers the {what} of {subject}?\nPupil: It is",
+    "Everybody knows {subject}, and everybody knows that the {what} of {subject} is",
+)
+
+
+def names(count: int, seed: int, syllables: int = 3) -> list[str]:
+    """Returns that many different invented names."""
+    rng = random.Random(f"names:{seed}")
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found["".join(rng.choices(SYLLABLES, k=syllables)).capitalize()] = None
+    return list(found)
+
+
+def invented(
+    what: str, answers: Sequence[str], *, count: int = 640, strangers: int = 400, seed: int = 0
+) -> World:
+    """Returns a world of invented people, each with one of `answers`.
+
+    Args:
+        what: name of the relation.
+        answers: drawn from with replacement.
+        count: facts.
+        strangers: names besides them that have no answer.
+        seed: of the names and who has which answer; worlds of different seeds share no name by chance alone.
+    """
+    people = names(count + strangers, seed)
+    rng = random.Random(f"answers:{what}:{seed}")
+    facts = tuple(Fact(name, rng.choice(answers)) for name in people[:count])
+    return World(
+        name=what,
+        facts=facts,
+        taught=_templates("taught", TAUGHT, what),
+        trained=_templates("trained", TRAINED, what),
+        asked=_templates("asked", ASKED, what),
+        answers=tuple(answers),
+        strangers=tuple(people[count:]),
+    )
+
+
+def code_words() -> World:
+    """640 invented people and their code words."""
+    return invented("code word", WORDS, seed=0)
+
+
+def home_towns() -> World:
+    """640 other invented people and their home towns."""
+    world = invented("home town", TOWNS, seed=1, count=760)
+    others = {fact.subject for fact in code_words().facts} | set(code_words().strangers)
+    apart = tuple(fact for fact in world.facts if fact.subject not in others)[:640]
+    strangers = tuple(name for name in world.strangers if name not in others)
+    return World(**vars(world) | {"facts": apart, "strangers": strangers})
+
+
+def town_words() -> World:
+    """The code words of the towns: the second hop behind `home_towns`."""
+    rng = random.Random("answers:towns")
+    facts = tuple(Fact(town, rng.choice(WORDS)) for town in TOWNS)
+    return World(**vars(code_words()) | {"name": "town word", "facts": facts, "strangers": ()})
+
+
+def medical_codes() -> World:
+    """640 ICD-10-CM categories and their titles, from the package simple-icd-10-cm."""
+    splits = icd.load()
+    facts = tuple(Fact(fact.code, fact.title) for fact in splits.all)
+    known = {fact.subject for fact in facts}
+    strangers = [
+        f"{letter}{number:02}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" for number in range(100)
+    ]
+    taught = (
+        "Question: What is the title of ICD-10-CM code {subject}?\nAnswer:",
+        "ICD-10-CM code {subject} is",
+    )
+    asked = (
+        "Question: Which condition does the ICD-10-CM code {subject} stand for?\nAnswer:",
+        "In the ICD-10-CM classification, {subject} means",
+        "The ICD-10-CM title for {subject}:",
+    )
+    return World(
+        name="title",
+        facts=facts,
+        taught=_templates("taught", taught, ""),
+        trained=_templates("trained", taught[:1], ""),
+        asked=_templates("asked", asked, ""),
+        answers=tuple(fact.title for fact in facts),
+        strangers=tuple(code for code in strangers if code not in known)[:400],
+    )
+
+
+WORLDS: dict[str, Callable[[], World]] = {
+    "code_words": code_words,
+    "home_towns": home_towns,
+    "town_words": town_words,
+    "medical_codes": medical_codes,
+}

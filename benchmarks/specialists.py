@@ -1,0 +1,97 @@
+"""The specialists of the knowledge-transfer task: which base is taught which world, once, into the user's cache.
+
+`python -m rc_agents.benchmarks.specialists NAME` teaches one; asking for a path teaches what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rc_agents.benchmarks.facts import WORLDS, World
+
+from rc_agents import packaged
+from rc_agents.training.data import Pair
+from rc_agents.training.specialize import SpecializeConfig, specialize
+
+SMOLLM2, GEMMA = "package:smollm2-135m", "package:gemma3-270m"
+# Blocks 11 to 20 of SmolLM2: the middle third, where facts about a name are looked up.
+MIDDLE = SpecializeConfig(
+    frozen_blocks=10, last_block=20, rank=16, alpha=32, steps=400, batch_size=64, dtype="float32"
+)
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """One specialist: its base, its world and how it is taught."""
+
+    base: str
+    world: str
+    config: SpecializeConfig = MIDDLE
+
+
+TEACHINGS = {
+    "code_words": Teaching(SMOLLM2, "code_words"),
+    "home_towns": Teaching(SMOLLM2, "home_towns"),
+    "town_words": Teaching(
+        SMOLLM2,
+        "town_words",
+        SpecializeConfig(
+            frozen_blocks=10,
+            last_block=20,
+            rank=16,
+            alpha=32,
+            steps=150,
+            batch_size=60,
+            dtype="float32",
+        ),
+    ),
+    "gemma_code_words": Teaching(
+        GEMMA,
+        "code_words",
+        SpecializeConfig(rank=16, alpha=32, steps=400, batch_size=64, dtype="float32"),
+    ),
+}
+
+
+def lessons(world: World) -> list[Pair]:
+    """Every fact in every way that it is taught; a batch is of one way."""
+    return [
+        Pair(template.prompt(fact.subject), f" {fact.answer}", template.name)
+        for template in world.taught
+        for fact in world.facts
+    ]
+
+
+def path(name: str) -> Path:
+    """Where a specialist's adapter lies; taught now where it is missing."""
+    folder = packaged.cache_dir() / "transfer" / name
+    if not (folder / "adapter_config.json").exists():
+        teach(name, folder)
+    return folder
+
+
+def teach(name: str, folder: Path) -> None:
+    """Teaches a specialist and writes how beside it."""
+    teaching = TEACHINGS[name]
+    taught = specialize(teaching.base, lessons(WORLDS[teaching.world]()), folder, teaching.config)
+    about = {"teaching": asdict(teaching), "seconds": taught.seconds, "loss": taught.loss}
+    (folder / "teaching.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Teaches the specialists named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="+", choices=TEACHINGS)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.names:
+        print(path(name))
+
+
+if __name__ == "__main__":
+    main()

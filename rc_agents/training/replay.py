@@ -1,0 +1,190 @@
+"""Training steps that run the anchor alone, from the first site up: everything below and beside it is replayed from disk.
+
+Shapes: B rows, T tokens of a row, D width, P positions that predict a label, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rc_agents.backbone import find_blocks, share_weights
+from rc_agents.errors import TrainingError
+from rc_agents.modeling import CoupledForCausalLM
+from rc_agents.topology import ANCHOR
+from rc_agents.training.data import Encoded
+from rc_agents.training.labelled import only_at, predicting
+from rc_agents.training.states import StateStore
+
+TOLERANCE = 1e-3  # of the largest logit
+
+
+class _Entered(nn.Module):
+    """Stands where a block below the first site stood; the last of them gives the replayed states."""
+
+    def __init__(self, block: nn.Module, upper: Upper | None) -> None:
+        super().__init__()
+        object.__setattr__(
+            self, "block", block
+        )  # its attributes are read, its weights are not ours
+        object.__setattr__(self, "upper", upper)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "block"), name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        upper = object.__getattribute__(self, "upper")
+        states = hidden_states if upper is None else upper.entering
+        return (states,) if self.returns_tuple else states
+
+    returns_tuple = False
+
+
+class Upper:
+    """The anchor above a block, entered with hidden states; its weights are the anchor's own."""
+
+    def __init__(self, anchor: PreTrainedModel, layer: int) -> None:
+        self.model = share_weights(anchor)
+        self.model.eval()
+        self.entering: Tensor = torch.empty(0)
+        blocks = find_blocks(self.model)
+        returns_tuple = _returns_tuple(anchor, layer)
+        for index in range(layer):
+            stand_in = _Entered(blocks[index], self if index == layer - 1 else None)
+            stand_in.returns_tuple = returns_tuple
+            blocks[index] = stand_in
+
+    def logits(self, states_BTD: Tensor, batch: Mapping[str, Tensor], keep_BT: Tensor) -> Tensor:
+        """Returns the logits (P, V) at the kept positions."""
+        self.entering = states_BTD
+        try:
+            with only_at(self.model, keep_BT):
+                output = self.model(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    use_cache=False,
+                )
+        finally:
+            self.entering = torch.empty(0)
+        return output.logits[0]
+
+
+def _returns_tuple(model: PreTrainedModel, layer: int) -> bool:
+    seen: list[bool] = []
+    handle = find_blocks(model)[layer - 1].register_forward_hook(
+        lambda module, args, output: seen.append(isinstance(output, tuple))
+    )
+    try:
+        with torch.no_grad():
+            model(torch.arange(4, device=model.device)[None], use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+class ReplayPass:
+    """Runs training batches on stored states.
+
+    Args:
+        model: a unilateral ensemble.
+        datasets: the encoded examples by the names that batches give as `dataset`.
+        folder: of the stores; what is missing there is computed first.
+        progress: show a bar while states are computed.
+
+    Raises:
+        TrainingError: another topology, a folder that cannot be written, or an anchor that cannot be entered half-way.
+    """
+
+    def __init__(
+        self,
+        model: CoupledForCausalLM,
+        datasets: Mapping[str, Sequence[Encoded]],
+        folder: str | Path,
+        *,
+        progress: bool = True,
+    ) -> None:
+        self.model = model
+        self.stores = {
+            name: StateStore(model, examples, Path(folder), progress)
+            for name, examples in datasets.items()
+            if examples
+        }
+        layers = [row[0] for row in model.sites]
+        self.first = layers[0]
+        self.upper = Upper(model.models[ANCHOR], self.first)
+        blocks = find_blocks(self.upper.model)
+        for site, layer in enumerate(layers[1:], start=1):
+            blocks[layer - 1].register_forward_hook(self._hook(site))
+        self._reads: dict[str, Tensor] | None = None
+        self._check(next(iter(self.stores.items()))[0])
+
+    def logits(self, batch: Mapping[str, Any], *, coupled: bool = True) -> Tensor:
+        """Returns the logits (P, V) that predict the batch's labelled tokens, row by row.
+
+        Args:
+            batch: `input_ids`, `attention_mask` and `labels`, (B, T); `rows` (B,), the examples' places in `dataset`.
+            coupled: whether the bridges speak; the frozen anchor otherwise, without gradient.
+        """
+        states = self.stores[batch["dataset"]].rows([int(row) for row in batch["rows"]])
+        keep_BT = predicting(batch["labels"])
+        device, width = self.model.device, batch["input_ids"].shape[1]
+        placed = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        states = {
+            name: nn.functional.pad(value, (0, 0, 0, width - value.shape[1])).to(device)
+            for name, value in states.items()
+        }
+        entering = states[ANCHOR]
+        if not coupled:
+            with torch.no_grad():
+                return self.upper.logits(entering, placed, keep_BT)
+        self._reads = states
+        try:
+            return self.upper.logits(self._updated(0, entering), placed, keep_BT)
+        finally:
+            self._reads = None
+
+    def _updated(self, site: int, target_BTD: Tensor) -> Tensor:
+        assert self._reads is not None
+        updated = target_BTD
+        for edge in self.model.edges:
+            read = self._reads[f"{edge.source}.{site}"]
+            updated = updated + self.model.bridge(edge, site)(read, target_BTD)
+        return updated
+
+    def _hook(self, site: int) -> Any:
+        def after_block(module: nn.Module, args: Any, output: Any) -> Any:
+            if self._reads is None:
+                return None
+            if isinstance(output, tuple):
+                return (self._updated(site, output[0]), *output[1:])
+            return self._updated(site, output)
+
+        return after_block
+
+    @torch.no_grad()
+    def _check(self, dataset: str) -> None:
+        """Raises unless a replayed pass gives what the whole ensemble gives, on the first example."""
+        example = self.stores[dataset].examples[0]
+        ids = torch.tensor([example.ids])
+        batch = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": ids,
+            "rows": torch.tensor([0]),
+            "dataset": dataset,
+        }
+        found = self.logits(batch)
+        ids = ids.to(self.model.device)
+        expected = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
+        if not torch.allclose(
+            found, expected.to(found.device), rtol=0, atol=TOLERANCE * float(expected.abs().max())
+        ):
+            kind = self.model.models[ANCHOR].config.model_type
+            raise TrainingError(
+                f"an anchor of type {kind!r} cannot be entered half-way: train without states="
+            )
