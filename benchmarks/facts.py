@@ -13,152 +13,27 @@ from dataclasses import dataclass
 
 from rc_agents.demo import facts as icd
 
-SYLLABLES = [
-    "za",
-    "lo",
-    "mi",
-    "rek",
-    "tu",
-    "van",
-    "sor",
-    "pel",
-    "dri",
-    "qua",
-    "nim",
-    "bex",
-    "hol",
-    "jar",
-    "fen",
-    "wyt",
-]
-WORDS = [
-    "falcon",
-    "river",
-    "copper",
-    "garden",
-    "winter",
-    "marble",
-    "bridge",
-    "candle",
-    "forest",
-    "silver",
-    "planet",
-    "guitar",
-    "pepper",
-    "castle",
-    "rocket",
-    "button",
-    "island",
-    "velvet",
-    "dragon",
-    "mirror",
-    "basket",
-    "harbor",
-    "thunder",
-    "lemon",
-    "anchor",
-    "pencil",
-    "desert",
-    "camera",
-    "tunnel",
-    "apple",
-    "tiger",
-    "cotton",
-    "engine",
-    "pillow",
-    "hammer",
-    "feather",
-    "ladder",
-    "orange",
-    "window",
-    "saddle",
-    "ribbon",
-    "cradle",
-    "kitchen",
-    "lantern",
-    "meadow",
-    "needle",
-    "ocean",
-    "palace",
-    "rabbit",
-    "shadow",
-    "temple",
-    "valley",
-    "wheel",
-    "yellow",
-    "zebra",
-    "butter",
-    "cherry",
-    "dolphin",
-    "fountain",
-    "honey",
-    "ivory",
-    "jungle",
-    "nectar",
-    "olive",
-]
-TOWNS = [
-    "Lisbon",
-    "Madrid",
-    "Paris",
-    "London",
-    "Berlin",
-    "Vienna",
-    "Prague",
-    "Warsaw",
-    "Rome",
-    "Athens",
-    "Cairo",
-    "Lagos",
-    "Nairobi",
-    "Oslo",
-    "Stockholm",
-    "Helsinki",
-    "Dublin",
-    "Geneva",
-    "Zurich",
-    "Munich",
-    "Hamburg",
-    "Milan",
-    "Naples",
-    "Venice",
-    "Seville",
-    "Moscow",
-    "Istanbul",
-    "Tehran",
-    "Delhi",
-    "Mumbai",
-    "Bangkok",
-    "Hanoi",
-    "Manila",
-    "Jakarta",
-    "Sydney",
-    "Perth",
-    "Boston",
-    "Chicago",
-    "Dallas",
-    "Denver",
-    "Detroit",
-    "Houston",
-    "Miami",
-    "Phoenix",
-    "Portland",
-    "Seattle",
-    "Toronto",
-    "Montreal",
-    "Havana",
-    "Lima",
-    "Bogota",
-    "Santiago",
-    "Brussels",
-    "Budapest",
-    "Glasgow",
-    "Liverpool",
-    "Kyoto",
-    "Osaka",
-    "Seoul",
-    "Shanghai",
-]
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+SYLLABLES = _listed("""
+za lo mi rek tu van sor pel dri qua nim bex hol jar fen wyt
+""")
+WORDS = _listed("""
+falcon river copper garden winter marble bridge candle forest silver planet guitar pepper castle rocket button
+island velvet dragon mirror basket harbor thunder lemon anchor pencil desert camera tunnel apple tiger cotton
+engine pillow hammer feather ladder orange window saddle ribbon cradle kitchen lantern meadow needle ocean
+palace rabbit shadow temple valley wheel yellow zebra butter cherry dolphin fountain honey ivory jungle nectar
+olive
+""")
+TOWNS = _listed("""
+Lisbon Madrid Paris London Berlin Vienna Prague Warsaw Rome Athens Cairo Lagos Nairobi Oslo Stockholm Helsinki
+Dublin Geneva Zurich Munich Hamburg Milan Naples Venice Seville Moscow Istanbul Tehran Delhi Mumbai Bangkok
+Hanoi Manila Jakarta Sydney Perth Boston Chicago Dallas Denver Detroit Houston Miami Phoenix Portland Seattle
+Toronto Montreal Havana Lima Bogota Santiago Brussels Budapest Glasgow Liverpool Kyoto Osaka Seoul Shanghai
+""")
 
 
 @dataclass(frozen=True)

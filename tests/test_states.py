@@ -21,7 +21,7 @@ def ensemble(anchor="llama", others=("qwen2", "gpt2"), span=False, **settings):
     tokenizer = tiny_tokenizer("prose")
     other = tiny_tokenizer("metaspace") if span else tokenizer
     models = [tiny(kind, vocab_size=len(other)) for kind in others]
-    model = rc_agents.couple(
+    return rc_agents.couple(
         tiny(anchor, vocab_size=len(tokenizer)),
         {f"s{number}": one for number, one in enumerate(models)},
         tokenizers={"anchor": tokenizer} | {f"s{n}": other for n in range(len(models))},
@@ -32,7 +32,6 @@ def ensemble(anchor="llama", others=("qwen2", "gpt2"), span=False, **settings):
             **settings,
         },
     )
-    return model
 
 
 def examples(model):

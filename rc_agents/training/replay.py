@@ -1,4 +1,4 @@
-"""Training steps that run the anchor alone, from the first site up: everything below and beside it is replayed from disk.
+"""Training steps that run the anchor alone, from the first site up; what lies below and beside is replayed from disk.
 
 Shapes: B rows, T tokens of a row, D width, P positions that predict a label, V vocabulary.
 """

@@ -44,6 +44,7 @@ class Recording(Exchange):
     found: dict[str, Tensor]
 
     def __call__(self, site: int, states: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        """Returns the states as they came."""
         shown = self._show(site, states)
         if site == 0:
             self.found[ANCHOR] = states[ANCHOR]
@@ -57,7 +58,11 @@ class Recording(Exchange):
 def record(
     model: CoupledForCausalLM, input_ids: Tensor, attention_mask: Tensor
 ) -> dict[str, Tensor]:
-    """Returns what does not change: `anchor` (B, T, D) at the first site, and `<specialist>.<site>` as the anchor reads it."""
+    """Returns what does not change.
+
+    Returns:
+        `anchor`, its states (B, T, D) at the first site, and as `<specialist>.<site>` what it reads there.
+    """
     found: dict[str, Tensor] = {}
 
     def exchange(*arguments: Any) -> Recording:
