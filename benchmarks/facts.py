@@ -195,7 +195,7 @@ def code_words() -> World:
 
 def home_towns() -> World:
     """640 other invented people and their home towns."""
-    world = invented("home town", TOWNS, seed=1, count=760)
+    world = invented("home town", TOWNS, seed=1, count=880)
     others = {fact.subject for fact in code_words().facts} | set(code_words().strangers)
     apart = tuple(fact for fact in world.facts if fact.subject not in others)[:640]
     strangers = tuple(name for name in world.strangers if name not in others)
@@ -232,7 +232,7 @@ def medical_codes() -> World:
         taught=_templates("taught", taught, ""),
         trained=_templates("trained", taught[:1], ""),
         asked=_templates("asked", asked, ""),
-        answers=tuple(fact.title for fact in facts),
+        answers=tuple(fact.answer for fact in facts),
         strangers=tuple(code for code in strangers if code not in known)[:400],
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
 
-from .alignment import Clock, SpanText
+from .alignment import SpanText
 from .errors import InputError
 from .topology import ANCHOR
 
@@ -24,7 +24,6 @@ class CoupledCache(Cache):
         ids: the anchor's tokens so far, (B, length).
         histories: source name -> site -> what it showed there at each of the anchor's columns, (B, length, width);
             kept only where a model with another tokenizer reads or is read.
-        clocks: each row's text by the anchor's columns; empty without such models.
         texts: for each model with its own tokenizer, its running tokenization.
         seen: for each model, how many of the anchor's columns it has taken in.
         busy: whether a pass is writing it, or failed while it did.
@@ -34,7 +33,6 @@ class CoupledCache(Cache):
         self.caches = dict(caches)
         self.ids: Tensor | None = None
         self.histories: dict[str, dict[int, Tensor]] = {}
-        self.clocks: list[Clock] = []
         self.texts: dict[str, SpanText] = {}
         self.seen: dict[str, int] = dict.fromkeys(self.caches, 0)
         self.busy = False
@@ -180,10 +178,8 @@ class CoupledCache(Cache):
                     "start from an empty cache"
                 ) from error
             self.seen[name] = min(self.seen[name], length)
-        for clock in self.clocks:
-            clock.cut(length)
         for text in self.texts.values():
-            text.cut(self.clocks, length)
+            text.cut(length)
         for sites in self.histories.values():
             for site, states in sites.items():
                 sites[site] = states[:, :length]
@@ -197,7 +193,6 @@ class CoupledCache(Cache):
             cache.reset()
         self.ids = None
         self.histories.clear()
-        self.clocks.clear()
         self.texts.clear()
         self.seen = dict.fromkeys(self.caches, 0)
         self.busy = False
@@ -227,7 +222,6 @@ class CoupledCache(Cache):
         for sites in self.histories.values():
             for site, states in sites.items():
                 sites[site] = states[rows.to(states.device)]
-        self.clocks = [self.clocks[row].copy() for row in rows.tolist()] if self.clocks else []
         for text in self.texts.values():
             text.select(rows.tolist())
 

@@ -91,6 +91,7 @@ class CoupledGeneration(GenerationMixin):
             specialists: names that take part, or one list of names a row; None for all.
             strength: factor on every bridge's update: a number, a dict by specialist, or one a row.
             seed: makes this call's samples its own, also beside other calls: row r draws from seed + r.
+            kwargs: as for any model; `chats` is what `chat_inputs` returned under this name.
 
         Raises:
             InputError: an empty prompt, unknown names, or what an ensemble cannot do.
@@ -202,11 +203,12 @@ class CoupledGeneration(GenerationMixin):
         return criteria if room is None else StoppingCriteriaList([*criteria, room])
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
-        """Keeps what only an ensemble understands from an assistant that is a single model."""
+        """Keeps from an assistant what is made for this ensemble, or what a single model does not understand."""
+        ours = ["chats"]
         if not isinstance(kwargs.get("assistant_model"), CoupledGeneration):
-            ours = ("edge_strength", "presence")
-            given = kwargs.get("model_kwargs") or {}
-            kwargs["model_kwargs"] = {k: v for k, v in given.items() if k not in ours}
+            ours += ["edge_strength", "presence"]
+        given = kwargs.get("model_kwargs") or {}
+        kwargs["model_kwargs"] = {k: v for k, v in given.items() if k not in ours}
         return super()._get_candidate_generator(*args, **kwargs)
 
     @property

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from rc_agents import packaged
 from rc_agents.alignment import Clock, Row, Segments, TokenBytes
+from rc_agents.alignment.segments import Segment
 from tests.tiny_tokenizers import tiny_tokenizer
 
 NUM_DOCUMENTS = {"general": 60, "python": 6}
@@ -77,7 +78,7 @@ def _looked_ahead(anchor: Segments, text: bytes, stops: list[int]) -> list[bool]
     found = []
     for stop in stops:
         start = starts[bisect_left(starts, stop) - 1]
-        (alone,) = anchor.of([(text[start:stop], start == 0)])
+        (alone,) = anchor.of([Segment(text[start:stop], start == 0)])
         first = bisect_left(whole, start + 1, key=lambda piece: piece[1])
         kept = [piece for piece in whole[first : first + len(alone) + 1] if piece[1] <= stop]
         found.append(kept != [(index, start + end) for index, end in alone])

@@ -23,6 +23,7 @@ from rc_agents.alignment import (
     TokenBytes,
     same_tokenizer,
 )
+from rc_agents.alignment.segments import Segment
 from rc_agents.alignment.tokens import readable
 from rc_agents.errors import TokenError
 from tests.spans import CODE, OTHER, PROSE, TEXTS
@@ -179,7 +180,9 @@ def test_segments_are_short_and_remembered():
     starts = segments.starts(PROSE.encode())
     assert segments.cuts_at == "pairs"
     assert max(b - a for a, b in itertools.pairwise([*starts, len(PROSE)])) < 12
-    assert segments.of([(b" people", False)])[0] is segments.of([(b" people", False)])[0]
+    assert (
+        segments.of([Segment(b" people", False)])[0] is segments.of([Segment(b" people", False)])[0]
+    )
 
 
 def test_cuts_that_do_not_hold_are_not_used():

@@ -2,6 +2,7 @@
 
 from .clock import Clock
 from .depth import anchor_sites, matching_layers
+from .script import Chat, Script
 from .segments import Segments
 from .streams import AS_BEFORE, NOTHING, Branch, Row, SpanText
 from .tokens import TokenBytes, check_spells, same_tokenizer
@@ -10,8 +11,10 @@ __all__ = [
     "AS_BEFORE",
     "NOTHING",
     "Branch",
+    "Chat",
     "Clock",
     "Row",
+    "Script",
     "Segments",
     "SpanText",
     "TokenBytes",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from .rules import SPACE, parts_of
 from .tokens import Piece, TokenBytes
@@ -28,6 +28,19 @@ PROBES = (
 
 CHARACTERS_STAY = {"Prepend", "Replace"}
 WORDS_STAY = CHARACTERS_STAY | {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Precompiled", "Nmt"}
+
+
+class Segment(NamedTuple):
+    """A stretch of text that is tokenized alone.
+
+    Attributes:
+        begins: whether it begins its text.
+        token: the special token that it spells, if any.
+    """
+
+    text: bytes
+    begins: bool
+    token: int | None = None
 
 
 class Segments:
@@ -61,28 +74,31 @@ class Segments:
             before = char
         return starts
 
-    def of(self, parts: Sequence[tuple[bytes, bool]]) -> list[tuple[Piece, ...]]:
-        """Returns the tokens of every segment, with the byte of the segment at which they end.
-
-        Args:
-            parts: segments, each with whether it begins its text.
-        """
+    def of(self, parts: Sequence[Segment]) -> list[tuple[Piece, ...]]:
+        """Returns the tokens of every segment, with the byte of the segment at which they end."""
         if len(self._memory) > REMEMBERED:
             self._memory = {}
         memory = self._memory
         for first in (True, False):
             new = list(
-                {text for text, begins in parts if begins is first and (text, first) not in memory}
+                {
+                    text
+                    for text, begins, token in parts
+                    if token is None and begins is first and (text, first) not in memory
+                }
             )
             if new:
                 split = self.tokens.split(new, first=first)
                 memory.update(zip(((text, first) for text in new), split, strict=True))
-        return [memory[part] for part in parts]
+        return [
+            memory[text, begins] if token is None else ((token, len(text)),)
+            for text, begins, token in parts
+        ]
 
     def tokenize(self, text: bytes) -> list[Piece]:
         """Returns all tokens of a text, without special ones, with the byte at which each ends."""
         starts = self.starts(text)
-        parts = [(text[a:b], a == 0) for a, b in pairwise([*starts, len(text)])]
+        parts = [Segment(text[a:b], a == 0) for a, b in pairwise([*starts, len(text)])]
         found = zip(starts, self.of(parts), strict=True)
         return [(index, start + end) for start, pieces in found for index, end in pieces]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from .clock import Clock
-from .segments import Segments
+from .segments import Segment, Segments
 from .tokens import Piece
 
 NOTHING, AS_BEFORE = -1, -2
@@ -67,18 +67,24 @@ class Row:
         pieces: main tokens, each with the byte of the text at which it ends.
         slots: the cache columns of the tokens that have run, rising; shorter than `pieces` while some wait to run.
         columns: the anchor's columns that are taken in.
+        leads: whether the tokenizer's own leading special tokens come first; a chat template brings its own.
     """
 
     segments: Segments
     pieces: list[Piece] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     columns: int = 0
+    leads: bool = True
     _starts: list[tuple[int, int]] = field(
         default_factory=list
     )  # byte and first token of every segment
 
     def __post_init__(self) -> None:
-        self.pieces = self.pieces or [(index, 0) for index in self.segments.tokens.lead]
+        self.pieces = self.pieces or [(index, 0) for index in self._lead]
+
+    @property
+    def _lead(self) -> list[int]:
+        return self.segments.tokens.lead if self.leads else []
 
     def follow(self, clock: Clock, since: int, tree: bool) -> tuple[Branch, list[int]]:
         """Tokenizes what the text grew by.
@@ -110,7 +116,7 @@ class Row:
             if size > before:
                 segments.append(bisect_left(self._starts, (size,)) - 1)
                 start, _ = self._starts[segments[-1]]
-                parts.append((bytes(clock.text[start:size]), start == 0))
+                parts += [segment for _, segment in self._parts(clock, start, size)]
         alone = zip(segments, self.segments.of(parts), strict=True)
         speakers = iter([self._speaker(at, pieces, branch) for at, pieces in alone])
         return [
@@ -120,15 +126,12 @@ class Row:
 
     def _retokenize(self, clock: Clock) -> None:
         """Brings the main tokens up to the text; those that have run and still hold keep their slots."""
-        lead = len(self.segments.tokens.lead)
+        lead = len(self._lead)
         start, index = self._starts.pop() if self._starts else (0, lead)
-        text = bytes(clock.text[start:])
-        starts = [start + at for at in self.segments.starts(text)]
-        parts = [
-            (text[a - start : b - start], a == 0) for a, b in pairwise([*starts, start + len(text)])
-        ]
+        parts = self._parts(clock, start, len(clock.text), cut=True)
         new: list[Piece] = []
-        for at, pieces in zip(starts, self.segments.of(parts), strict=True):
+        found = self.segments.of([segment for _, segment in parts])
+        for (at, _), pieces in zip(parts, found, strict=True):
             self._starts.append((at, index + len(new)))
             new += [(token, at + end) for token, end in pieces]
         same = common_prefix(self.pieces[index : len(self.slots)], new)
@@ -143,20 +146,39 @@ class Row:
         same = common_prefix(self.pieces[index:end], tail)
         if same < len(tail):
             return len(self.pieces) + branch.grow(index + same, tail[same:])
-        return index + same - 1 if index + same > len(self.segments.tokens.lead) else NOTHING
+        return index + same - 1 if index + same > len(self._lead) else NOTHING
 
     def _follow_line(self, clock: Clock) -> list[int]:
         """Appends the text of every column not yet taken in; returns who speaks there."""
         sizes = [self._size(clock), *clock.sizes[self.columns :]]
-        parts = [(bytes(clock.text[a:b]), a == 0) for a, b in pairwise(sizes) if b > a]
-        tokens = iter(self.segments.of(parts))
+        columns = [self._parts(clock, before, size) for before, size in pairwise(sizes)]
+        found = iter(self.segments.of([segment for parts in columns for _, segment in parts]))
         speakers, last = [], AS_BEFORE if sizes[0] else NOTHING
-        for before, size in pairwise(sizes):
-            new = [(token, before + end) for token, end in next(tokens)] if size > before else []
+        for parts in columns:
+            new = [(token, at + end) for at, _ in parts for token, end in next(found)]
             self.pieces += new
             last = len(self.pieces) - 1 if new else last
             speakers.append(last)
         return speakers
+
+    def _parts(
+        self, clock: Clock, start: int, stop: int, *, cut: bool = False
+    ) -> list[tuple[int, Segment]]:
+        """Returns the text between two bytes as what is tokenized alone, each part with the byte at which it starts.
+
+        Args:
+            cut: whether to cut it into segments; special tokens lie apart in any case.
+        """
+        found = []
+        for a, b, token in clock.parts(start, stop):
+            text = bytes(clock.text[a:b])
+            begins = a == 0 or (clock.is_behind_mark(a) and self.segments.tokens.begins_anew)
+            inner = self.segments.starts(text) if cut and token is None else [0]
+            found += [
+                (a + x, Segment(text[x:y], begins and x == 0, token))
+                for x, y in pairwise([*inner, len(text)])
+            ]
+        return found
 
     def _size(self, clock: Clock) -> int:
         """Bytes of the text that are taken in."""
@@ -167,7 +189,7 @@ class Row:
         self.columns = min(self.columns, columns)
         while self._starts and self._starts[-1][0] >= size:
             self._starts.pop()
-        lead = len(self.segments.tokens.lead)
+        lead = len(self._lead)
         kept = (
             bisect_right(self.pieces, size, lo=lead, key=lambda piece: piece[1]) if size else lead
         )
@@ -196,22 +218,26 @@ class SpanText:
 
     Attributes:
         tree: whether the model can branch.
+        clocks: the text that each row reads.
         num_slots: columns of its cache that are written, branches and padding included.
     """
 
     tree: bool
     rows: list[Row]
+    clocks: list[Clock]
     num_slots: int = 0
 
     def live_slots(self) -> int:
         """Returns the number of leading slots in use by any row; those after it hold nothing any more."""
         return max((row.slots[-1] + 1 for row in self.rows if row.slots), default=0)
 
-    def cut(self, clocks: Sequence[Clock], columns: int) -> None:
+    def cut(self, columns: int) -> None:
         """Follows the anchor back to its first `columns` columns."""
-        for row, clock in zip(self.rows, clocks, strict=True):
+        for row, clock in zip(self.rows, self.clocks, strict=True):
+            clock.cut(columns)
             row.cut(columns, len(clock.text))
 
     def select(self, indices: Sequence[int]) -> None:
         """Reorders or repeats the rows, as beam search does."""
         self.rows = [self.rows[index].copy() for index in indices]
+        self.clocks = [self.clocks[index].copy() for index in indices]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -127,6 +128,30 @@ class TokenBytes:
         )
         return [self._ended(text, item, first) for text, item in zip(texts, encoded, strict=True)]
 
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
+        """Tokenizes a rendered template, names of special tokens being these; adds none.
+
+        Returns:
+            Each token with the characters at which it starts and stops.
+        """
+        encoded = self._rendered.encode(text, add_special_tokens=False)
+        return [(token, *span) for token, span in zip(encoded.ids, encoded.offsets, strict=True)]
+
+    @cached_property
+    def begins_anew(self) -> bool:
+        """Whether text behind a special token is tokenized as at the start of a text."""
+        added = self.rules.get("added_tokens") or []
+        name = next((token["content"] for token in added if token["special"]), "")
+        behind = self._rendered.encode(name + "a", add_special_tokens=False).ids
+        return bool(name) and behind[1:] == [
+            token for token, _ in self.split([b"a"], first=True)[0]
+        ]
+
+    @cached_property
+    def _rendered(self) -> Tokenizer:
+        """The tokenizer without what it does behind its model, such as to trim the offsets of spaces."""
+        return _steady(Tokenizer.from_str(json.dumps({**self.rules, "post_processor": None})))
+
     def _ended(self, text: str, item: Any, first: bool) -> tuple[Piece, ...]:
         pieces = self.of(item.ids) if first else [self.pieces.get(index, b"") for index in item.ids]
         if b"".join(pieces) != text.encode():
@@ -181,10 +206,15 @@ def _lead(backend: Tokenizer) -> list[int]:
 
 
 def _plain(backend: Tokenizer) -> Tokenizer:
-    """Makes a tokenizer add nothing, cut nothing, draw nothing, and read the names of special tokens as text."""
+    """Makes a tokenizer steady, and read the names of special tokens as text."""
+    backend.encode_special_tokens = True
+    return _steady(backend)
+
+
+def _steady(backend: Tokenizer) -> Tokenizer:
+    """Makes a tokenizer pad nothing, cut nothing, draw nothing."""
     backend.no_padding()
     backend.no_truncation()
-    backend.encode_special_tokens = True
     if getattr(backend.model, "dropout", None):
         backend.model.dropout = None
     return backend

@@ -17,6 +17,7 @@ from . import inputs
 from .exchange import EXCHANGE, RoutedExchange, keep
 from .protocol import Meet, Schedule, Stream, fail
 from .span import SpanPlan, plan
+from .texts import Chats
 
 if TYPE_CHECKING:
     from ..modeling import CoupledForCausalLM
@@ -41,6 +42,7 @@ class CoupledPass:
         logits_to_keep: the last so many positions' logits; 0 for all.
         output_steered: whether every model's own logits are wanted.
         asked: more outputs wanted of the anchor, by name of the argument.
+        chats: how models with their own chat templates read the rows' conversations, (B,), or None.
     """
 
     ensemble: CoupledForCausalLM
@@ -53,6 +55,7 @@ class CoupledPass:
     logits_to_keep: int | Tensor = 0
     output_steered: bool = False
     asked: Mapping[str, Any] = field(default_factory=dict)
+    chats: Chats | None = None
 
     def __post_init__(self) -> None:
         self.past = self.memory.length if self.use_cache else 0
@@ -61,6 +64,7 @@ class CoupledPass:
         self.position_ids = inputs.check_positions(self.position_ids, self.input_ids)
         if self.position_ids is None:
             self.position_ids = inputs.positions(self.mask, self.input_ids, self.past)
+        self.chats = inputs.check_chats(self.chats, len(self.input_ids))
         self.spans = self._lay_spans()
 
     def run(self, schedule: Schedule) -> dict[str, Any]:
@@ -143,7 +147,7 @@ class CoupledPass:
         mask = torch.ones_like(whole) if self.mask is None else self.mask
         readers = {name: self.ensemble.reader(name) for name in names}
         anchor = self.ensemble.anchor_bytes()
-        return plan(self.memory, readers, anchor, whole.cpu(), mask.cpu())
+        return plan(self.memory, readers, anchor, whole.cpu(), mask.cpu(), self.chats)
 
     def _check_context(self) -> None:
         """Refuses a text that is longer than one of the models was made for, in its own tokens."""

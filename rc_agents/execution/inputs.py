@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..alignment import Chat
 from ..errors import InputError, nearest
 
 IGNORED = {
@@ -88,6 +89,22 @@ def check_rows(cached_ids: Tensor | None, input_ids: Tensor) -> None:
             f"past_key_values holds {len(cached_ids)} rows and input_ids has {len(input_ids)}; "
             "pass the rows that the cache was filled with"
         )
+
+
+def check_chats(chats: Any, num_rows: int) -> list[Chat | None] | None:
+    """Raises `InputError` unless there is one chat (or None) a row; returns them, repeated where the call repeats rows."""
+    if chats is None:
+        return None
+    if not isinstance(chats, Sequence) or not all(
+        one is None or isinstance(one, Chat) for one in chats
+    ):
+        raise InputError(
+            f"chats is what model.chat_inputs returned under this name, got {chats!r:.60}"
+        )
+    copies, rest = divmod(num_rows, max(1, len(chats)))
+    if rest or not chats:
+        raise InputError(f"chats has {len(chats)} entries for a batch of {num_rows} rows")
+    return [chat for chat in chats for _ in range(copies)]
 
 
 def check_positions(position_ids: Any, input_ids: Tensor) -> Tensor | None:

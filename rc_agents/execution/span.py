@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ..alignment import AS_BEFORE, NOTHING, Branch, Clock, Row, Segments, SpanText, TokenBytes
+from ..alignment import AS_BEFORE, NOTHING, Branch, Segments, SpanText, TokenBytes
 from ..cache import CoupledCache
+from .texts import Chats, wind
 from .tree import Mask, Sight, takes_branches
 
 HOLE = 1 << 30  # stands for a slot that holds no main token
@@ -80,6 +81,7 @@ def plan(
     anchor: TokenBytes,
     input_ids: Tensor,
     attention_mask: Tensor,
+    chats: Chats | None = None,
 ) -> SpanPlan:
     """Tokenizes the text's new part for every reader, and aligns them by bytes.
 
@@ -89,24 +91,27 @@ def plan(
         anchor: bytes of the anchor's tokens.
         input_ids: the anchor's whole sequence so far, (B, P + T).
         attention_mask: 1 for its real tokens, (B, P + T).
+        chats: how models with their own templates read each row, (B,).
+
+    Raises:
+        InputError: a chat that does not belong to these tokens or to what the cache holds.
     """
     since, result = memory.length, SpanPlan()
-    clocks = _wind(memory.clocks, anchor, input_ids, attention_mask)
     for name, reader in readers.items():
-        if name not in memory.texts:
-            memory.texts[name] = SpanText(reader.tree, [Row(reader.segments) for _ in clocks])
-        text = memory.texts[name]
+        text = wind(
+            memory, name, reader.segments, reader.tree, anchor, input_ids, attention_mask, chats
+        )
         followed = [
             row.follow(clock, since, text.tree)
-            for row, clock in zip(text.rows, clocks, strict=True)
+            for row, clock in zip(text.rows, text.clocks, strict=True)
         ]
         branches, speakers = [branch for branch, _ in followed], [who for _, who in followed]
-        cached = _roll_back(memory, name, reader, len(clocks))
+        cached = _roll_back(memory, name, reader, len(text.rows))
         kept = [len(row.slots) for row in text.rows]
         step = _step(text, branches, reader, cached)
         if step is not None:
             result.steps[name] = step
-            result.reads[name] = _reads(text.rows, branches, clocks, kept, step)
+            result.reads[name] = _reads(text, branches, kept, step)
         width = 0 if step is None else step.real.shape[1]
         places = [
             _places(who, since, begun, len(row.pieces), width)
@@ -114,20 +119,6 @@ def plan(
         ]
         result.picks[name] = torch.tensor(places, dtype=torch.long)
     return result
-
-
-def _wind(
-    clocks: list[Clock], anchor: TokenBytes, input_ids: Tensor, attention_mask: Tensor
-) -> list[Clock]:
-    if not clocks:
-        clocks.extend(Clock() for _ in range(input_ids.shape[0]))
-    since = clocks[0].num_columns
-    new = zip(
-        clocks, input_ids[:, since:].tolist(), attention_mask[:, since:].tolist(), strict=True
-    )
-    for clock, ids, mask in new:
-        clock.extend(anchor, ids, mask)
-    return clocks
 
 
 def _roll_back(memory: CoupledCache, name: str, reader: Reader, num_rows: int) -> bool:
@@ -204,16 +195,11 @@ def _sight(
     return Sight((order[:, None] <= limit[:, :, None]) | beside, positions, where)
 
 
-def _reads(
-    rows: Sequence[Row],
-    branches: Sequence[Branch],
-    clocks: Sequence[Clock],
-    kept: Sequence[int],
-    step: Step,
-) -> Tensor:
+def _reads(text: SpanText, branches: Sequence[Branch], kept: Sequence[int], step: Step) -> Tensor:
     width, total = step.real.shape[1], step.input_ids.shape[1]
-    reads = torch.full((len(rows), total), -1)
-    for b, (row, branch, clock, at) in enumerate(zip(rows, branches, clocks, kept, strict=True)):
+    reads = torch.full((len(text.rows), total), -1)
+    each = zip(text.rows, branches, text.clocks, kept, strict=True)
+    for b, (row, branch, clock, at) in enumerate(each):
         for start, pieces in ((0, row.pieces[at:]), (width, branch.pieces)):
             columns = [clock.column_at(end) for _, end in pieces]
             reads[b, start : start + len(pieces)] = torch.tensor(columns, dtype=torch.long)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, GenerationMixin
 
 from .. import backbone, checkpoint, membership, selection
-from ..alignment import TokenBytes
+from ..alignment import Chat, TokenBytes
 from ..assembly import Reference
 from ..cache import CoupledCache
 from ..config import CouplingConfig
@@ -20,6 +21,7 @@ from ..execution import CoupledPass, inputs, schedule_called
 from ..execution.span import Reader
 from ..generation import CoupledGeneration
 from ..topology import ANCHOR
+from . import chats as _chats
 from .output import CoupledOutput
 from .parts import EnsembleParts
 
@@ -49,6 +51,22 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
 
     # The pass.
 
+    def chat_inputs(self, messages: Sequence[Any], **template: Any) -> dict[str, Any]:
+        """Renders a conversation for a call, `model.generate(**model.chat_inputs(messages))`, each model's by its template.
+
+        Args:
+            messages: dicts with a `role` and a `content`, both strings; or a list of such conversations, one a row.
+            template: more variables for the templates.
+
+        Returns:
+            input_ids and attention_mask, (B, T), left-padded, up to where the assistant's turn begins, and chats where
+            models read them by templates of their own.
+
+        Raises:
+            InputError: malformed messages, or an anchor without a chat template or whose template refuses them.
+        """
+        return _chats.inputs_of(self, messages, template)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -66,6 +84,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
         strength: Any = None,
         edge_strength: Tensor | None = None,
         presence: Tensor | None = None,
+        chats: Sequence[Chat | None] | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CoupledOutput | tuple[Any, ...]:
@@ -84,6 +103,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
             strength: factor on every bridge's update: a number, a dict by specialist, or one a row.
             edge_strength, presence: the same as tensors, (B, E) in the order of `edges` and (B, N) in that of `names`,
                 as `generate` passes them on.
+            chats: how models with their own chat templates read the rows, as `chat_inputs` returns it.
 
         Raises:
             InputError: inputs that cannot work; ModelRunError: a model or a bridge failed.
@@ -113,6 +133,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
             logits_to_keep,
             output_steered,
             {key: value for key, value in asked.items() if value is not None},
+            chats,
         )
         outputs = step.run(schedule_called(self.config.schedule))
         output = self._output(step, outputs, labels, kwargs)

@@ -135,6 +135,7 @@ def run(
         attention_mask=mask,
         specialists=_given([row.params.specialists for row in rows]),
         strength=_given([row.params.strength for row in rows]),
+        chats=_given([row.prompt.chat for row in rows]),
         logits_processor=_sampling(model, rows, width),
         stopping_criteria=StoppingCriteriaList([watch]),
         max_new_tokens=max(row.limit for row in rows),

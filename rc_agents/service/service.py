@@ -57,16 +57,16 @@ class GenerationService:
         self.model = model
 
     def render(self, messages: Sequence[Message], **template: Any) -> Prompt:
-        """Renders a chat with the anchor's template, up to where the assistant's turn begins.
+        """Renders a chat with each model's own template, up to where the assistant's turn begins.
 
         Args:
             messages: dicts with a `role` and a `content`, both strings.
-            template: more variables for the template.
+            template: more variables for the templates.
 
         Raises:
             InputError: no messages, malformed ones, no template, or messages that the template refuses.
         """
-        return _prompts.render(self.model.tokenizer, messages, **template)
+        return _prompts.render(self.model, messages, **template)
 
     def encode(self, text: str) -> Prompt:
         """Turns plain text into a prompt to go on from.
