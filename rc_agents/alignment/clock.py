@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import InputError
-from .script import Mark, Script
+from .script import Script
 from .tokens import TokenBytes, readable
 
 

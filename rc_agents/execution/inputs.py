@@ -92,7 +92,7 @@ def check_rows(cached_ids: Tensor | None, input_ids: Tensor) -> None:
 
 
 def check_chats(chats: Any, num_rows: int) -> list[Chat | None] | None:
-    """Raises `InputError` unless there is one chat (or None) a row; returns them, repeated where the call repeats rows."""
+    """Raises `InputError` unless each row has a chat or None; returns them, repeated where a call repeats rows."""
     if chats is None:
         return None
     if not isinstance(chats, Sequence) or not all(

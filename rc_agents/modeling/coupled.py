@@ -52,7 +52,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
     # The pass.
 
     def chat_inputs(self, messages: Sequence[Any], **template: Any) -> dict[str, Any]:
-        """Renders a conversation for a call, `model.generate(**model.chat_inputs(messages))`, each model's by its template.
+        """Renders a conversation by each model's template: `model.generate(**model.chat_inputs(messages))`.
 
         Args:
             messages: dicts with a `role` and a `content`, both strings; or a list of such conversations, one a row.
