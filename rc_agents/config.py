@@ -61,6 +61,8 @@ class BridgeConfig:
             the normalised states, so that the bridge speaks only where it helps).
         gate_init: the gate's value before the sigmoid; -2 in the published form, sigmoid(-2) = 0.12.
         gate_reads: what a token gate reads.
+        gate_floor: token gates below it are shut, exactly 0: where a bridge has nothing to say, the target keeps
+            every bit.
         start: `zero` (an untrained ensemble equals the frozen anchor bit for bit), `identity` (`linear`, equal
             widths), `ridge` (`linear`, zero until `rc_agents.training.warm_start` solves for it) or `default`
             (nn.Linear's own, which `random` has in any case).
@@ -76,6 +78,7 @@ class BridgeConfig:
     gate: GateKind = "scalar"
     gate_init: float = -2.0
     gate_reads: GateReads = "both"
+    gate_floor: float = 0.0
     start: Start = "zero"
     normalize_source: bool = True
 
@@ -91,6 +94,9 @@ class BridgeConfig:
         number = isinstance(self.gate_init, (int, float)) and not isinstance(self.gate_init, bool)
         if not number or not math.isfinite(self.gate_init):
             raise ConfigError(f"gate_init is a finite number, got {self.gate_init!r}")
+        floor = self.gate_floor
+        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:
+            raise ConfigError(f"gate_floor is a number of at least 0 and below 1, got {floor!r}")
         if not isinstance(self.normalize_source, bool):
             raise ConfigError(f"normalize_source is True or False, got {self.normalize_source!r}")
         if self.start in ("identity", "ridge") and self.kind != "linear":
@@ -104,10 +110,11 @@ class BridgeConfig:
         unread = {}
         if self.gate != "token":
             unread["gate_reads"] = f"gate={self.gate!r}; only 'token' reads the states"
+            unread["gate_floor"] = f"gate={self.gate!r}; only 'token' shuts itself"
         if self.gate == "fixed":
             unread["gate_init"] = "gate='fixed', which is the constant 1; use 'scalar' or 'token'"
         if self.kind == "moe":
-            bridge = ("gate", "gate_init", "gate_reads", "start", "normalize_source")
+            bridge = ("gate", "gate_init", "gate_reads", "gate_floor", "start", "normalize_source")
             unread = dict.fromkeys(bridge, "kind='moe', a router without bridges; leave it out")
         if self.kind != "low_rank":
             unread["rank"] = f"kind={self.kind!r}; only 'low_rank' takes a rank"

@@ -72,7 +72,7 @@ def test_a_warm_start_sets_only_the_edges_it_is_asked_for():
     ("texts", "settings", "message"),
     [
         ([" "], {}, "no text"),
-        (TEXTS, {"bridge": rc_agents.BridgeConfig(kind="bottleneck")}, "linear bridges"),
+        (TEXTS, {"bridge": rc_agents.BridgeConfig(kind="random")}, "linear and low-rank bridges"),
     ],
 )
 def test_a_warm_start_refuses_what_it_cannot_do(texts, settings, message):

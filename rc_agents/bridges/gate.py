@@ -42,12 +42,15 @@ class ScalarGate(Gate):
 class TokenGate(Gate):
     """sigmoid(g + v . n(h_source) + u . n(h_target)) for every token, n the RMS norm; u and v start at zero.
 
-    The map stays linear; the gate decides at which tokens the bridge speaks.
+    The map stays linear; the gate decides at which tokens the bridge speaks. A gate below `gate_floor` is shut: exactly
+    0, so that the target keeps every bit there. Its gradient is that of the open gate (straight-through), so that it
+    can open again.
     """
 
     def __init__(self, config: BridgeConfig, source_width: int, target_width: int) -> None:
         super().__init__(config, source_width, target_width)
         self.value = nn.Parameter(torch.tensor(float(config.gate_init), dtype=torch.float32))
+        self.floor = config.gate_floor
         widths = {"source": source_width, "target": target_width}
         reads = ("source", "target") if config.gate_reads == "both" else (config.gate_reads,)
         self.reads = nn.ParameterDict(
@@ -62,7 +65,10 @@ class TokenGate(Gate):
             state = ends[end]
             normal = nn.functional.rms_norm(state, (state.shape[-1],), eps=1e-6)
             logit = logit + (normal @ weight.to(state.dtype)).unsqueeze(-1)
-        return torch.sigmoid(logit)
+        gate = torch.sigmoid(logit)
+        if not self.floor:
+            return gate
+        return gate - gate.masked_fill(gate >= self.floor, 0).detach()
 
 
 GATES: dict[str, type[Gate]] = {"fixed": FixedGate, "scalar": ScalarGate, "token": TokenGate}

@@ -1,12 +1,20 @@
-"""Bridges by closed form: ridge regression between two models' states, from a few thousand tokens of any text.
+"""Bridges by closed form, from a few thousand tokens of any text.
 
-For an edge j -> i at a site, W = argmin sum_t |W n(h_j,t) - n(h_i,t)|^2 + lambda |W|^2 with n the RMS norm. Only the
-normal equations are kept (memory d^2, not tokens); they are solved in float64.
+For an edge j -> i at a site, R = argmin sum_t |R n(h_j,t) - n(h_i,t)|^2 + lambda |R|^2 with n the RMS norm predicts the
+target's own state from the source's. A bridge starts at
+
+    W = scale * A - own * R
+
+where A carries the source over: R itself (`ridge`), the nearest orthogonal map (`procrustes`) or, between models of one
+width and one space, the identity. With `own` = 1 the target's own state is taken away as far as the source can tell it,
+so an open gate puts what the source knows in its place instead of on top. Only the normal equations are kept (memory
+d^2, not tokens); they are solved in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,47 +23,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rc_agents.bridges.linear import LinearMap
-from rc_agents.errors import TrainingError
+from rc_agents.bridges.low_rank import LowRankMap
+from rc_agents.errors import TrainingError, nearest
 from rc_agents.execution.exchange import EXCHANGE, Exchange
 from rc_agents.modeling import CoupledForCausalLM
 from rc_agents.topology import Edge
+from rc_agents.training.closed_form import NormalEquations
+
+CARRIERS = ("ridge", "procrustes", "identity")
 
 
 @dataclass
-class NormalEquations:
-    """Running sums of one bridge's regression, in float64.
-
-    Attributes:
-        xx: sum of x x^T over tokens, (D_source, D_source).
-        yx: sum of y x^T, (D_target, D_source).
-        count: tokens seen.
-    """
-
-    xx: Tensor
-    yx: Tensor
-    count: int = 0
-
-    def add(self, x_ND: Tensor, y_ND: Tensor) -> None:
-        """Takes in N tokens."""
-        self.xx += x_ND.T @ x_ND
-        self.yx += y_ND.T @ x_ND
-        self.count += len(x_ND)
-
-    def solve(self, ridge: float) -> Tensor:
-        """Returns W, (D_target, D_source); `ridge` is lambda as a share of the mean squared source value."""
-        scale = float(self.xx.diagonal().mean())
-        eye = torch.eye(len(self.xx), dtype=self.xx.dtype)
-        return torch.linalg.solve(self.xx + ridge * scale * eye, self.yx, left=False)
-
-
-@dataclass
-class _Recorder:
-    """Collects what every bridge would read and write, while nobody speaks.
+class Fits:
+    """What was gathered for each edge and site; starts can be set from it again and again.
 
     Attributes:
         sums: by edge and site.
-        keep: (B, T), the anchor's tokens that count.
-        apart: the models whose tokens are not the anchor's; of theirs all count that read something.
     """
 
     sums: dict[tuple[Edge, int], NormalEquations] = field(default_factory=dict)
@@ -63,35 +46,31 @@ class _Recorder:
     apart: Sequence[str] = ()
 
     def exchange(self, *arguments: Any) -> _RecordingExchange:
+        """Makes a pass's exchange in which nobody speaks and everything is gathered."""
         made = _RecordingExchange(*arguments)
-        made.recorder = self
+        made.fits = self
         return made
 
     def add(self, edge: Edge, site: int, source_BTD: Tensor, target_BTD: Tensor) -> None:
+        """Takes in the states at one site; of models with the anchor's tokens those that `keep` marks, (B, T)."""
         x, y = (_normalised(h.reshape(-1, h.shape[-1])) for h in (source_BTD, target_BTD))
         used = source_BTD.reshape(-1, source_BTD.shape[-1]).ne(0).any(-1).cpu()
         if self.keep is not None and edge.target not in self.apart:
             used &= self.keep.reshape(-1)
         if (edge, site) not in self.sums:
-            self.sums[edge, site] = NormalEquations(
-                x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(y.shape[1], x.shape[1])
-            )
+            self.sums[edge, site] = NormalEquations.empty(x.shape[1], y.shape[1])
         self.sums[edge, site].add(x[used], y[used])
 
 
 class _RecordingExchange(Exchange):
-    recorder: _Recorder
+    fits: Fits
 
     def __call__(self, site: int, states: dict[str, Tensor]) -> Mapping[str, Tensor]:
         shown = self._show(site, states)
         for edge in self.edges:
             if edge.target in states:
-                self.recorder.add(
-                    edge,
-                    site,
-                    self._source(edge, states, shown, states[edge.target]),
-                    states[edge.target],
-                )
+                read = self._source(edge, states, shown, states[edge.target])
+                self.fits.add(edge, site, read, states[edge.target])
         return states
 
 
@@ -101,34 +80,27 @@ def _normalised(h_ND: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def warm_start(
+def gather(
     model: CoupledForCausalLM,
     texts: Sequence[str],
     *,
-    edges: Sequence[Edge | tuple[str, str]] | None = None,
-    ridge: float = 1e-3,
-    scale: float = 1.0,
     max_length: int = 256,
     batch_size: int = 8,
     skip: int = 1,
     progress: bool = True,
-) -> dict[str, float]:
-    """Sets linear bridges to the ridge solution between the frozen models' own states.
+) -> Fits:
+    """Runs the frozen models over texts and returns what the starts of all bridges are solved from.
 
     Args:
-        model: an ensemble with linear bridges that normalise their source.
+        model: an ensemble.
         texts: any text; a few thousand tokens do.
-        edges: the edges to set; all where left out. The others keep every bit.
-        ridge: lambda, as a share of the mean squared source value.
-        scale: factor on the solution.
         max_length: tokens of each text.
+        batch_size: texts a pass.
         skip: leading tokens left out, whose states are outliers.
-
-    Returns:
-        `source__target.site` -> share of the target's variance that the fit explains.
+        progress: show a bar.
 
     Raises:
-        TrainingError: no text, no tokenizer, or bridges of another kind.
+        TrainingError: no text, no tokenizer, or no bridges.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -138,21 +110,14 @@ def warm_start(
         raise TrainingError("warm_start got no text; pass a few thousand tokens of any text")
     if not model.edges:
         raise TrainingError("warm_start sets bridges, and this ensemble has none")
-    chosen = [Edge(*edge) for edge in edges] if edges is not None else list(model.edges)
-    for edge in chosen:
-        if not isinstance(model.bridge(edge, 0).map, LinearMap):
-            raise TrainingError(
-                f"warm_start solves for linear bridges, but {edge.source}->{edge.target} has another kind"
-            )
-    recorder = _Recorder(apart=model.config.span_names)
-    token = EXCHANGE.set(recorder.exchange)
+    fits = Fits(apart=model.config.span_names)
+    token = EXCHANGE.set(fits.exchange)
+    starts = range(0, len(texts), batch_size)
     try:
-        for start in tqdm(
-            range(0, len(texts), batch_size), desc="warm start", disable=not progress
-        ):
+        for start in tqdm(starts, desc="warm start", disable=not progress):
             ids, mask = _batch(tokenizer, texts[start : start + batch_size], max_length)
-            recorder.keep = mask.bool().clone()
-            recorder.keep[:, :skip] = False
+            fits.keep = mask.bool().clone()
+            fits.keep[:, :skip] = False
             model(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -161,11 +126,108 @@ def warm_start(
             )
     finally:
         EXCHANGE.reset(token)
+    return fits
+
+
+@torch.no_grad()
+def set_start(
+    model: CoupledForCausalLM,
+    fits: Fits,
+    *,
+    edges: Sequence[Edge | tuple[str, str]] | None = None,
+    carrier: str = "ridge",
+    scale: float = 1.0,
+    own: float = 0.0,
+    ridge: float = 1e-3,
+) -> dict[str, float]:
+    """Sets bridges to W = scale * A - own * R, low-rank ones to the nearest map of their rank.
+
+    Args:
+        model: the ensemble that `fits` was gathered from.
+        fits: what `gather` returned.
+        edges: the edges to set; all where left out. The others keep every bit.
+        carrier: A: `ridge`, `procrustes`, or `identity` (models of one width that share a base).
+        scale: factor on A.
+        own: share of the target's own state, as the source predicts it, that is taken away.
+        ridge: lambda, as a share of the mean squared source value.
+
+    Returns:
+        `source__target.site` -> share of the target's variance that R (or the orthogonal map) explains.
+
+    Raises:
+        TrainingError: an unknown carrier, bridges of a kind without a closed form, or widths that differ.
+    """
+    if carrier not in CARRIERS:
+        raise TrainingError(f"unknown carrier {carrier!r}; {nearest(carrier, CARRIERS)}")
+    chosen = [Edge(*edge) for edge in edges] if edges is not None else list(model.edges)
+    for edge in chosen:
+        if not isinstance(model.bridge(edge, 0).map, LinearMap | LowRankMap):
+            raise TrainingError(
+                "warm_start solves for linear and low-rank bridges, but "
+                f"{edge.source}->{edge.target} has another kind"
+            )
     return {
-        f"{e.key}.{s}": _set(model, e, s, recorder.sums[e, s], ridge, scale)
-        for e, s in recorder.sums
-        if e in chosen
+        f"{edge.key}.{site}": _set(
+            model, edge, site, fits.sums[edge, site], carrier, scale, own, ridge
+        )
+        for edge, site in fits.sums
+        if edge in chosen
     }
+
+
+def warm_start(
+    model: CoupledForCausalLM,
+    texts: Sequence[str],
+    *,
+    edges: Sequence[Edge | tuple[str, str]] | None = None,
+    carrier: str = "ridge",
+    ridge: float = 1e-3,
+    scale: float = 1.0,
+    own: float = 0.0,
+    max_length: int = 256,
+    batch_size: int = 8,
+    skip: int = 1,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Gathers and sets in one go; arguments and errors as in `gather` and `set_start`."""
+    fits = gather(
+        model, texts, max_length=max_length, batch_size=batch_size, skip=skip, progress=progress
+    )
+    return set_start(model, fits, edges=edges, carrier=carrier, scale=scale, own=own, ridge=ridge)
+
+
+def choose_start(
+    model: CoupledForCausalLM,
+    fits: Fits,
+    score: Callable[[], float],
+    *,
+    edges: Sequence[Edge | tuple[str, str]] | None = None,
+    carriers: Sequence[str] = ("ridge",),
+    scales: Sequence[float] = (0.5, 1.0, 2.0, 4.0),
+    owns: Sequence[float] = (0.0, 1.0),
+    ridge: float = 1e-3,
+) -> dict[str, Any]:
+    """Tries every start of a grid and leaves the bridges at the best.
+
+    Fit quality does not predict behaviour, so the score should be the task's own, on validation data.
+
+    Args:
+        model, fits, edges, ridge: as in `set_start`.
+        score: what the ensemble is worth as it stands; less is better, such as a validation loss.
+        carriers, scales, owns: the grid.
+
+    Returns:
+        The best `carrier`, `scale`, `own` and `score`, and all that were `tried`.
+    """
+    tried = []
+    for carrier, scale, own in itertools.product(carriers, scales, owns):
+        setting = {"carrier": carrier, "scale": scale, "own": own}
+        set_start(model, fits, edges=edges, ridge=ridge, **setting)  # type: ignore[arg-type]
+        tried.append(setting | {"score": score()})
+    best = min(tried, key=lambda one: one["score"])
+    setting = {name: best[name] for name in ("carrier", "scale", "own")}
+    set_start(model, fits, edges=edges, ridge=ridge, **setting)
+    return best | {"tried": tried}
 
 
 def _batch(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
@@ -181,14 +243,32 @@ def _set(
     edge: Edge,
     site: int,
     sums: NormalEquations,
-    ridge: float,
+    carrier: str,
     scale: float,
+    own: float,
+    ridge: float,
 ) -> float:
-    weight = sums.solve(ridge)
+    predicted = sums.ridge(ridge)
+    carried = _carried(sums, predicted, carrier, edge)
+    weight = scale * carried - own * predicted
     bridge = model.bridge(edge, site)
-    bridge.map.weight.copy_(scale * weight)
-    total = sums.count * weight.shape[0]  # y is RMS-normalised: its squares sum to one a value
-    residual = (
-        total - 2 * float((weight * sums.yx).sum()) + float(((weight @ sums.xx) * weight).sum())
-    )
-    return 1 - residual / total
+    if isinstance(bridge.map, LowRankMap):
+        up, down = sums.reduced_rank(weight, bridge.map.up.weight.shape[1])
+        bridge.map.up.weight.copy_(up)
+        bridge.map.down.weight.copy_(down)
+    else:
+        bridge.map.weight.copy_(weight)
+    return sums.explained(carried if carrier == "procrustes" else predicted)
+
+
+def _carried(sums: NormalEquations, predicted: Tensor, carrier: str, edge: Edge) -> Tensor:
+    if carrier == "ridge":
+        return predicted
+    if carrier == "procrustes":
+        return sums.procrustes()
+    if predicted.shape[0] != predicted.shape[1]:
+        raise TrainingError(
+            f"carrier='identity' needs models of equal width, {edge.source}->{edge.target} has "
+            f"{predicted.shape[1]} and {predicted.shape[0]}; use 'ridge' or 'procrustes'"
+        )
+    return torch.eye(len(predicted), dtype=predicted.dtype)

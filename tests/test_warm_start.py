@@ -1,0 +1,132 @@
+"""Closed-form starts against oracles, and the gate that shuts."""
+
+import pytest
+import torch
+
+import rc_agents
+from rc_agents.bridges import Bridge, TokenGate
+from rc_agents.errors import TrainingError
+from rc_agents.training.closed_form import NormalEquations
+from rc_agents.training.warm_start import choose_start, gather, set_start, warm_start
+from tests.tiny import tiny
+from tests.tiny_tokenizers import PROSE, tiny_tokenizer
+
+TEXTS = PROSE.splitlines() * 4
+
+
+def equations(x, y):
+    sums = NormalEquations.empty(x.shape[1], y.shape[1])
+    for start in range(0, len(x), 7):
+        sums.add(x[start : start + 7], y[start : start + 7])
+    return sums
+
+
+def data(width=6, target=4, count=80):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, width, dtype=torch.float64, generator=generator)
+    w = torch.randn(target, width, dtype=torch.float64, generator=generator)
+    return x, x @ w.T, w
+
+
+def test_ridge_finds_the_map_that_made_the_data_and_says_how_much_it_explains():
+    x, y, w = data()
+    sums = equations(x, y)
+    torch.testing.assert_close(sums.ridge(1e-12), w, atol=1e-8, rtol=0)
+    assert sums.explained(w) == pytest.approx(1)
+    assert sums.explained(0 * w) == 0
+
+
+def test_procrustes_finds_a_rotation_and_its_scale():
+    x, _, _ = data(width=5)
+    q, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))
+    found = equations(x, 3 * x @ q.T).procrustes()
+    torch.testing.assert_close(found, 3 * q, atol=1e-8, rtol=0)
+
+
+def test_a_reduced_rank_map_is_the_best_of_its_rank_on_the_data():
+    x, y, w = data()
+    sums = equations(x, y)
+    up, down = sums.reduced_rank(w, 2)
+    assert torch.linalg.matrix_rank(up @ down) == 2
+    error = (x @ (up @ down).T - y).square().sum()
+    values = torch.linalg.svdvals(y)
+    torch.testing.assert_close(error, values[2:].square().sum(), atol=1e-8, rtol=0)
+
+
+def twins(bridge=None, **settings):
+    tokenizer = tiny_tokenizer("prose")
+    model = tiny("llama", vocab_size=len(tokenizer))
+    other = tiny("llama", vocab_size=len(tokenizer), seed=1)
+    return rc_agents.couple(
+        model,
+        {"b": other},
+        tokenizers={"anchor": tokenizer, "b": tokenizer},
+        topology="unilateral",
+        sites=1,
+        bridge=bridge or rc_agents.BridgeConfig(gate="fixed"),
+        **settings,
+    )
+
+
+@pytest.mark.tiny
+def test_identity_less_the_own_state_puts_the_source_in_the_targets_place():
+    model = twins()
+    fits = gather(model, TEXTS, progress=False)
+    set_start(model, fits, carrier="identity", own=1.0, ridge=1e-9)
+    weight = model.bridge(("b", "anchor"), 0).map.weight.double()
+    expected = torch.eye(len(weight)) - fits.sums[next(iter(fits.sums))].ridge(1e-9)
+    torch.testing.assert_close(weight, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.tiny
+def test_low_rank_bridges_start_at_the_nearest_map_of_their_rank():
+    full, low = twins(), twins(rc_agents.BridgeConfig(kind="low_rank", rank=4, gate="fixed"))
+    warm_start(full, TEXTS, progress=False)
+    warm_start(low, TEXTS, progress=False)
+    bridge = low.bridge(("b", "anchor"), 0).map
+    product = bridge.up.weight @ bridge.down.weight
+    assert torch.linalg.matrix_rank(product) == 4
+    weight = full.bridge(("b", "anchor"), 0).map.weight
+    assert (product - weight).norm() < weight.norm()
+
+
+@pytest.mark.tiny
+def test_the_start_with_the_best_score_is_kept():
+    model = twins()
+    fits = gather(model, TEXTS, progress=False)
+    bridge = model.bridge(("b", "anchor"), 0)
+    set_start(model, fits, scale=2.0)
+    wanted = bridge.map.weight.detach().clone()
+    best = choose_start(model, fits, lambda: float((bridge.map.weight - wanted).detach().norm()))
+    assert (best["scale"], best["own"], len(best["tried"])) == (2.0, 0.0, 8)
+    assert torch.equal(bridge.map.weight, wanted)
+
+
+@pytest.mark.tiny
+def test_an_unknown_carrier_is_refused():
+    model = twins()
+    with pytest.raises(TrainingError, match=r"unknown carrier 'ridg'; .*ridge"):
+        set_start(model, gather(model, TEXTS[:2], progress=False), carrier="ridg")
+
+
+def shutting(init, floor=0.5):
+    config = rc_agents.BridgeConfig(gate="token", gate_init=init, gate_floor=floor, start="default")
+    return Bridge(config, 4, 4)
+
+
+def test_a_gate_below_its_floor_is_exactly_zero_and_can_open_again():
+    bridge = shutting(init=-1.0)
+    source, target = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    update = bridge(source, target)
+    assert torch.equal(update, torch.zeros_like(update))
+    update.sum().backward()
+    assert bridge.gate.value.grad.abs() > 0
+    assert isinstance(bridge.gate, TokenGate)
+
+
+def test_a_gate_above_its_floor_is_the_gate_without_one():
+    torch.manual_seed(0)
+    shut, plain = shutting(init=1.0), shutting(init=1.0, floor=0.0)
+    plain.load_state_dict(shut.state_dict())
+    source, target = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    assert torch.equal(shut(source, target), plain(source, target))
