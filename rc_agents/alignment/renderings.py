@@ -60,15 +60,17 @@ def locate(tokenizer: Any, messages: Sequence[Message], template: Mapping[str, A
     places = [f"\ue000{number}\ue001" for number in range(len(messages))]
     held = [{**one, "content": place} for one, place in zip(messages, places, strict=True)]
     pieces = _between(render(tokenizer, held, template), places)
+    contents, at = [], len(pieces[0])
     if not text.startswith(pieces[0]):
         raise InputError("chat template depends on what the messages say")
-    contents, at = [], len(pieces[0])
     for number, (message, piece) in enumerate(zip(messages, pieces[1:], strict=True), 1):
         for content in (message["content"], message["content"].strip()):
             if text.startswith(content + piece, at):
                 break
         else:
-            raise InputError(f"chat template changes message {number} of {len(messages)}")
+            raise InputError(
+                f"chat template changes message {number} of {len(messages)}, or depends on what it says"
+            )
         contents.append((at, at + len(content)))
         at += len(content + piece)
     if at != len(text):
