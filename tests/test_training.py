@@ -137,7 +137,7 @@ def test_a_trained_ensemble_is_saved_with_its_log(tmp_path):
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert torch.equal(again(ids).logits, on_disk(ids).logits)
-    assert len((tmp_path / "out" / "training.jsonl").read_text().splitlines()) > 1
+    assert len((tmp_path / "out" / "run" / "metrics.jsonl").read_text().splitlines()) > 1
 
 
 def test_nothing_to_train_and_no_data_are_named():
