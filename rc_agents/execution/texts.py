@@ -39,7 +39,8 @@ def wind(
     Raises:
         InputError: a chat that was made for other tokens, or a cache that holds another reading of its conversation.
     """
-    scripts = [chat and chat.script(name) for chat in chats or [None] * len(input_ids)]
+    each_chat = chats or [None] * len(input_ids)
+    scripts = [None if chat is None else chat.script(name) for chat in each_chat]
     text = memory.texts.get(name)
     if text is None:
         rows = [Row(segments, leads=script is None) for script in scripts]

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..alignment.renderings import Message
 from ..errors import InputError
 from ..modeling import CoupledForCausalLM
 from . import prompts as _prompts
 from . import rows as _rows
 from .decoding import Sink
 from .params import GenerationParams
-from .prompts import Message, Prompt, PromptLike
+from .prompts import Prompt, PromptLike
 from .rows import Row
 from .stream import TextStream
 
