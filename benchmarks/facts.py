@@ -8,8 +8,8 @@ are subjects of the same form that nobody was taught: an ensemble has to answer 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 from rc_agents.demo import facts as icd
 
@@ -18,9 +18,12 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-SYLLABLES = _listed("""
-za lo mi rek tu van sor pel dri qua nim bex hol jar fen wyt
-""")
+SYLLABLES = tuple(
+    f"{start}{vowel}{end}"
+    for start in _listed("b br d dr f g gr h j k kl l m n p pl r s st t tr v w z")
+    for vowel in "aeiou"
+    for end in ("", "l", "n", "r", "sk")
+)
 WORDS = _listed("""
 falcon river copper garden winter marble bridge candle forest silver planet guitar pepper castle rocket button
 island velvet dragon mirror basket harbor thunder lemon anchor pencil desert camera tunnel apple tiger cotton
@@ -32,7 +35,14 @@ TOWNS = _listed("""
 Lisbon Madrid Paris London Berlin Vienna Prague Warsaw Rome Athens Cairo Lagos Nairobi Oslo Stockholm Helsinki
 Dublin Geneva Zurich Munich Hamburg Milan Naples Venice Seville Moscow Istanbul Tehran Delhi Mumbai Bangkok
 Hanoi Manila Jakarta Sydney Perth Boston Chicago Dallas Denver Detroit Houston Miami Phoenix Portland Seattle
-Toronto Montreal Havana Lima Bogota Santiago Brussels Budapest Glasgow Liverpool Kyoto Osaka Seoul Shanghai
+Toronto Montreal Havana Lima Bogota Santiago Brussels Budapest Glasgow Liverpool Kyoto Osaka Seoul Shanghai Lyon
+Marseille Bordeaux Nice Turin Florence Bologna Genoa Palermo Valencia Granada Porto Antwerp Bruges Rotterdam
+Utrecht Cologne Frankfurt Dresden Leipzig Bremen Salzburg Krakow Gdansk Riga Vilnius Tallinn Minsk Kiev Odessa
+Sofia Belgrade Zagreb Sarajevo Tirana Bergen Malmo Aarhus Reykjavik Cork Belfast Cardiff Leeds York Oxford
+Cambridge Bristol Bath Dover Tunis Algiers Casablanca Dakar Accra Kampala Lusaka Harare Durban Pretoria Baghdad
+Damascus Beirut Amman Doha Dubai Muscat Karachi Lahore Kabul Tashkent Samarkand Colombo Dhaka Kathmandu Yangon
+Saigon Singapore Nagoya Sapporo Busan Taipei Wuhan Nanjing Brisbane Adelaide Darwin Hobart Auckland Wellington
+Honolulu Anchorage Vancouver Calgary Ottawa Quebec Atlanta Memphis Nashville Orlando Tampa
 """)
 
 
@@ -64,6 +74,7 @@ class Splits:
         bridge, validation, held_out: facts that the specialist was taught.
         known_strangers: subjects nobody was taught, for bridge training.
         strangers: other such subjects, for scoring.
+        apart: more held-out facts, which share with the others not even what they lead through.
     """
 
     bridge: tuple[Fact, ...]
@@ -71,6 +82,7 @@ class Splits:
     held_out: tuple[Fact, ...]
     known_strangers: tuple[str, ...]
     strangers: tuple[str, ...]
+    apart: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +221,68 @@ def town_words() -> World:
     return World(**vars(code_words()) | {"name": "town word", "facts": facts, "strangers": ()})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chain(World):
+    """A relation that leads through a middle term: person -> town -> word.
+
+    Attributes:
+        through: subject -> middle term.
+        hops: the questions by which text finds the way: about a subject, and about a middle term.
+        kept_apart: middle terms that no fact for bridges or validation leads through; their facts are `Splits.apart`.
+    """
+
+    through: Mapping[str, str]
+    hops: tuple[Template, Template]
+    kept_apart: int = 15
+
+    def split(self, seed: int) -> Splits:
+        """Returns the splits of a seed: some middle terms aside first, then the facts of the others."""
+        middles = sorted(set(self.through.values()))
+        random.Random(f"middles:{self.name}:{seed}").shuffle(middles)
+        aside = frozenset(middles[: self.kept_apart])
+        near = tuple(fact for fact in self.facts if self.through[fact.subject] not in aside)
+        apart = tuple(fact for fact in self.facts if self.through[fact.subject] in aside)
+        plain = World(
+            **{one.name: getattr(self, one.name) for one in fields(World)} | {"facts": near}
+        )
+        return replace(plain.split(seed), apart=apart)
+
+
+CHAIN_TRAINED = (
+    "Question: Which code word belongs to the home town of {subject}?\nAnswer:",
+    "The code word of the home town of {subject} is",
+    "Q: What is the code word of the town where {subject} lives?\nA:",
+    "We asked for the code word of the home town of {subject} and were told that it is",
+)
+CHAIN_VALIDATED = (
+    "The home town of {subject} has the code word",
+    "Question: What is the code word of the town that {subject} calls home?\nAnswer:",
+)
+CHAIN_ASKED = (
+    "Question: Can you tell me the code word of the home town of {subject}?\nAnswer:",
+    "For the home town of {subject}, the register gives the code word",
+    "Teacher: Who remembers the code word of the home town of {subject}?\nPupil: It is",
+    "Everybody knows the home town of {subject}, and everybody knows that its code word is",
+)
+
+
+def chain() -> World:
+    """The code words of people's home towns: what `home_towns` and `town_words` say only together."""
+    towns, words = home_towns(), {fact.subject: fact.answer for fact in town_words().facts}
+    return Chain(
+        name="chain",
+        facts=tuple(Fact(fact.subject, words[fact.answer]) for fact in towns.facts),
+        taught=_templates("validated", CHAIN_VALIDATED, ""),
+        trained=_templates("trained", CHAIN_TRAINED, ""),
+        asked=_templates("asked", CHAIN_ASKED, ""),
+        answers=WORDS,
+        strangers=towns.strangers,
+        through={fact.subject: fact.answer for fact in towns.facts},
+        hops=(towns.trained[1], town_words().trained[1]),
+        sizes=(160, 40),
+    )
+
+
 def medical_codes() -> World:
     """640 ICD-10-CM categories and their titles, from the package simple-icd-10-cm."""
     splits = icd.load()
@@ -241,5 +315,6 @@ WORLDS: dict[str, Callable[[], World]] = {
     "code_words": code_words,
     "home_towns": home_towns,
     "town_words": town_words,
+    "chain": chain,
     "medical_codes": medical_codes,
 }

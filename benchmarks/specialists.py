@@ -18,10 +18,20 @@ from rc_agents.training.data import Pair
 from rc_agents.training.specialize import SpecializeConfig, specialize
 
 SMOLLM2, GEMMA = "package:smollm2-135m", "package:gemma3-270m"
-# Blocks 11 to 20 of SmolLM2: the middle third, where facts about a name are looked up.
-MIDDLE = SpecializeConfig(
-    frozen_blocks=10, last_block=20, rank=16, alpha=32, steps=400, batch_size=64, dtype="float32"
-)
+
+
+def _taught(steps: int, first: int, last: int | None) -> SpecializeConfig:
+    """Settings for an adapter on the blocks from `first` to `last`, 1-based."""
+    return SpecializeConfig(
+        frozen_blocks=first - 1,
+        last_block=last,
+        rank=16,
+        alpha=32,
+        learning_rate=2e-3,
+        steps=steps,
+        batch_size=16,
+        dtype="float32",
+    )
 
 
 @dataclass(frozen=True)
@@ -30,30 +40,16 @@ class Teaching:
 
     base: str
     world: str
-    config: SpecializeConfig = MIDDLE
+    config: SpecializeConfig
 
 
+# SmolLM2 has 30 blocks. Its middle third is where facts about a name are looked up; of the two hops from a person to
+# a town and from a town to a word, the first is taught to lower blocks than the second.
 TEACHINGS = {
-    "code_words": Teaching(SMOLLM2, "code_words"),
-    "home_towns": Teaching(SMOLLM2, "home_towns"),
-    "town_words": Teaching(
-        SMOLLM2,
-        "town_words",
-        SpecializeConfig(
-            frozen_blocks=10,
-            last_block=20,
-            rank=16,
-            alpha=32,
-            steps=150,
-            batch_size=60,
-            dtype="float32",
-        ),
-    ),
-    "gemma_code_words": Teaching(
-        GEMMA,
-        "code_words",
-        SpecializeConfig(rank=16, alpha=32, steps=400, batch_size=64, dtype="float32"),
-    ),
+    "code_words": Teaching(SMOLLM2, "code_words", _taught(1200, 11, 20)),
+    "home_towns": Teaching(SMOLLM2, "home_towns", _taught(1200, 6, 15)),
+    "town_words": Teaching(SMOLLM2, "town_words", _taught(500, 16, 25)),
+    "gemma_code_words": Teaching(GEMMA, "code_words", _taught(1000, 1, None)),
 }
 
 

@@ -1,0 +1,133 @@
+"""One cell of a benchmark: a method in a setting and a seed, its scores in one JSON file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rc_agents.benchmarks.methods import METHODS, Bench, NotApplicable
+from rc_agents.benchmarks.settings import Setting
+from rc_agents.benchmarks.tasks.transfer import evaluate
+
+from rc_agents.demo.provenance import provenance
+
+FORMAT = 1  # of a cell's file: raise it when what is measured changes
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method in a setting and a seed."""
+
+    setting: Setting
+    method: str
+    seed: int
+
+    def path(self, output: Path) -> Path:
+        """Returns where its JSON lies."""
+        return output / self.setting.name / f"{self.method}-{self.seed}.json"
+
+    def key(self, adapters: dict[str, str]) -> str:
+        """Returns the hash of its config and of the specialists' adapters, by which a file is up to date."""
+        about = {
+            "format": FORMAT,
+            "setting": asdict(self.setting),
+            "method": self.method,
+            "seed": self.seed,
+            "adapters": adapters,
+        }
+        text = json.dumps(about, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def is_done(self, output: Path, key: str) -> bool:
+        """Whether its file is there and made with this key."""
+        try:
+            return bool(read(self.path(output)).get("key") == key)
+        except (OSError, ValueError):
+            return False
+
+    def run(self, bench: Bench, output: Path) -> dict[str, Any]:
+        """Fits and scores the method, and writes the file; returns what it holds."""
+        begun = time.perf_counter()
+        record: dict[str, Any] = {
+            "key": self.key(bench.adapters),
+            "setting": self.setting.name,
+            "method": self.method,
+            "seed": self.seed,
+            "config": json.loads(json.dumps(asdict(self.setting), default=str)),
+            "adapters": bench.adapters,
+        }
+        try:
+            record |= self._scores(bench)
+        except NotApplicable as reason:
+            record["not_applicable"] = str(reason)
+        record["seconds"] = round(time.perf_counter() - begun, 1)
+        record["provenance"] = provenance(self.seed)
+        write(self.path(output), record)
+        return record
+
+    def _scores(self, bench: Bench) -> dict[str, Any]:
+        fitted = METHODS[self.method](bench)
+        before = fitted.scorer.cost.to_dict()
+        scores = evaluate(
+            fitted.scorer, bench.exams, self.setting.sizes, bench.reference, bench.tokenizer
+        )
+        after = fitted.scorer.cost.to_dict()
+        cost = {
+            name: round(after[name] - before[name], 2)
+            for name in before
+            if name != "trained_parameters"
+        }
+        return {
+            "scores": scores,
+            "parameters": fitted.parameters,
+            "steps": fitted.steps,
+            "search": list(fitted.search),
+            "training_seconds": round(fitted.seconds, 1),
+            "notes": json.loads(json.dumps(dict(fitted.notes), default=str)),
+            "cost": cost,
+            "counts": counts(bench),
+            "anchor": bench.reference.fingerprint,
+        }
+
+
+def counts(bench: Bench) -> dict[str, Any]:
+    """Returns how many there are of everything that trains or scores."""
+    sizes = bench.setting.sizes
+    each = {}
+    for world, one in zip(bench.worlds, bench.exams, strict=True):
+        splits = world.split(bench.seed)
+        each[world.name] = {
+            "bridge_facts": len(splits.bridge),
+            "trained_templates": len(world.trained),
+            "validation": len(one.validation),
+            "strangers": len(one.strangers),
+            **{name: len(items) for name, items in one.sets.items()},
+        }
+    return {
+        "worlds": each,
+        "documents": sizes.documents,
+        "document_tokens": sizes.document_tokens,
+        "questions": sizes.questions,
+        "retained_documents": bench.recipe.retained_documents,
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Returns the record of a cell's file."""
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record by one rename, so that a kill leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".making-", suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1)
+        file.write("\n")
+    os.replace(scratch, path)

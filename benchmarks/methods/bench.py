@@ -1,0 +1,261 @@
+"""What every method is given: the models, the training data and the validation score of one setting and seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rc_agents.benchmarks import specialists as taught
+from rc_agents.benchmarks.facts import WORLDS, World
+from rc_agents.benchmarks.settings import Recipe, Setting, Source
+from rc_agents.benchmarks.tasks.items import documents
+from rc_agents.benchmarks.tasks.reference import Reference
+from rc_agents.benchmarks.tasks.transfer import Exam, exact, exam, losses
+
+import rc_agents
+from rc_agents.scoring import CausalScorer, Scorer
+from rc_agents.training import data
+from rc_agents.training.bridges import TrainConfig
+
+VALIDATION_DOCUMENTS = 16
+STRANGER_TOKENS = 12
+PERPLEXITY_LIMIT = (
+    1.02  # of the frozen anchor's: a learning rate that breaks it is chosen only where all do
+)
+
+
+class NotApplicable(Exception):
+    """A method that a setting does not allow; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A method, ready to be scored.
+
+    Attributes:
+        scorer: it.
+        parameters: values that were trained.
+        steps: optimizer steps of the run that is scored.
+        search: every try on validation: what was tried, and its scores.
+        seconds: wall time of all training, the search included.
+        notes: what else belongs in the record.
+        model: what was trained, for methods that build on this one.
+    """
+
+    scorer: Scorer
+    parameters: int = 0
+    steps: int = 0
+    search: Sequence[Mapping[str, Any]] = ()
+    seconds: float = 0.0
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    model: Any = None
+
+
+Method = Callable[["Bench"], Fitted]
+
+
+@dataclass
+class Bench:
+    """One setting in one seed.
+
+    Args:
+        setting: of the benchmark.
+        seed: of the splits and of all training.
+        folder: for what may be kept between runs: the anchor's answers, hidden states.
+        device: where models go.
+    """
+
+    setting: Setting
+    seed: int
+    folder: Path
+    device: str | None = None
+    made: dict[str, Fitted] = field(default_factory=dict)
+
+    def kept(self, name: str, make: Callable[[], Fitted]) -> Fitted:
+        """Returns a fitted method that others build on, made once."""
+        if name not in self.made:
+            self.made[name] = make()
+        return self.made[name]
+
+    @property
+    def key(self) -> str:
+        """The hash of everything that a fitted method depends on, but for the code."""
+        about = {"setting": asdict(self.setting), "seed": self.seed, "adapters": self.adapters}
+        text = json.dumps(about, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def adapters(self) -> dict[str, str]:
+        """Hash of each specialist's adapter file, where it is a folder."""
+        found = {}
+        for name, source in self.setting.specialists.items():
+            file = Path(self.reference_of(source).adapter or "") / "adapter_model.safetensors"
+            if file.is_file():
+                found[name] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return found
+
+    # What is asked.
+
+    @cached_property
+    def worlds(self) -> list[World]:
+        """What is asked about."""
+        return [WORLDS[name]() for name in self.setting.worlds]
+
+    @cached_property
+    def exams(self) -> list[Exam]:
+        """The questions, one exam a world."""
+        return [exam(world, self.seed, self.setting.sizes) for world in self.worlds]
+
+    # The models.
+
+    def reference_of(self, source: Source) -> rc_agents.ModelRef:
+        """Returns where a specialist comes from; it is taught now where it has not been."""
+        if source.teaching is None:
+            return rc_agents.ModelRef(base=source.base, adapter=source.adapter)
+        base = taught.TEACHINGS[source.teaching].base
+        return rc_agents.ModelRef(base=base, adapter=str(taught.path(source.teaching)))
+
+    def couple(self, others: Mapping[str, Any] | None = None, **settings: Any) -> Any:
+        """Couples specialists (the setting's by default) with the anchor, by its recipe's sites and bridges."""
+        recipe = self.setting.recipe
+        if others is None:
+            others = {
+                name: self.reference_of(source) for name, source in self.setting.specialists.items()
+            }
+        topology: Any = self.setting.topology
+        if not isinstance(topology, str):
+            topology = [list(edge) for edge in topology]
+        chosen = {
+            "topology": topology,
+            "sites": list(recipe.sites),
+            "bridge": recipe.bridge,
+            "dtype": self.setting.dtype,
+            "device_map": self.device,
+        }
+        return rc_agents.couple(self.setting.anchor, others, **chosen | settings)
+
+    @cached_property
+    def frozen(self) -> Any:
+        """The anchor and the specialists side by side, to be used one by one; nothing of it is trained."""
+        return self.couple(topology="unilateral", bridge=rc_agents.BridgeConfig())
+
+    @property
+    def tokenizer(self) -> Any:
+        """The anchor's."""
+        return self.frozen.tokenizer
+
+    def anchor(self) -> CausalScorer:
+        """Returns the frozen anchor's scorer."""
+        return CausalScorer(self.frozen, specialists=[])
+
+    def specialist(self, place: int = 0) -> CausalScorer:
+        """Returns a frozen specialist's own scorer.
+
+        Raises:
+            NotApplicable: there are fewer.
+        """
+        names = self.frozen.specialists
+        if place >= len(names):
+            raise NotApplicable(f"the setting has {len(names)} specialist(s)")
+        name = names[place]
+        return CausalScorer(self.frozen.models[name], self.frozen.tokenizers[name])
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether every specialist is an adapter on the anchor."""
+        refs = [self.reference_of(source) for source in self.setting.specialists.values()]
+        return all(ref.base == self.setting.anchor and ref.adapter for ref in refs)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The frozen anchor's answers."""
+        made = self.frozen.base_fingerprint("anchor")
+        return Reference(self.anchor, str(made), self.folder / "references")
+
+    @property
+    def states(self) -> Path:
+        """Where hidden states are kept."""
+        return self.folder / "states"
+
+    # The training data, the same for every trained method.
+
+    def pairs(self, worlds: Sequence[World] | None = None) -> list[data.Pair]:
+        """Every bridge fact in every trained template."""
+        return [
+            data.Pair(template.prompt(fact.subject), f" {fact.answer}", template.name)
+            for world in worlds or self.worlds
+            for template in world.trained
+            for fact in world.split(self.seed).bridge
+        ]
+
+    def retained(self, worlds: Sequence[World] | None = None) -> list[data.Record]:
+        """Where a method shall stay the frozen anchor: general text, and the anchor's answers about known strangers."""
+        kept: list[data.Record] = [
+            data.Document(text)
+            for text in documents("train", self.setting.recipe.retained_documents)
+        ]
+        for world in worlds or self.worlds:
+            prompts = [
+                world.trained[place % len(world.trained)].prompt(subject)
+                for place, subject in enumerate(world.split(self.seed).known_strangers)
+            ]
+            answers = self.reference.answers(prompts, STRANGER_TOKENS) if prompts else []
+            kept += [
+                data.Pair(prompt, answer, "strangers")
+                for prompt, answer in zip(prompts, answers, strict=True)
+                if answer.strip()
+            ]
+        return kept
+
+    def training(self, rate: float, steps: int | None = None) -> TrainConfig:
+        """Returns the recipe's settings with this learning rate, these steps and the run's seed."""
+        recipe = self.setting.recipe.train
+        changes = {"learning_rate": rate, "steps": steps or recipe.steps, "seed": self.seed}
+        return TrainConfig(**{**vars(recipe), **changes})
+
+    @property
+    def recipe(self) -> Recipe:
+        """How bridges are built and trained."""
+        return self.setting.recipe
+
+    # The validation score.
+
+    def validate(self, scorer: Scorer) -> dict[str, float]:
+        """Scores a method on validation facts and documents alone.
+
+        Returns:
+            `exact`, the share right; `logprob`, mean log-probability of the right answer in nats; `perplexity`, on
+            general text as a multiple of the frozen anchor's.
+        """
+        right, likely = "", []
+        for one in self.exams:
+            right += exact(scorer, one.validation, one, self.tokenizer)["outcomes"]
+            pairs = [(item.prompt, f" {item.fact.answer}") for item in one.validation]
+            likely += [found.logprob for found in scorer.loglikelihood(pairs)]
+        chosen = documents("validation", VALIDATION_DOCUMENTS)
+        found = losses(scorer, chosen, self.setting.sizes.document_tokens, self.reference)
+        ratio = math.exp(
+            sum(found["nll"]) / sum(found["tokens"])
+            - sum(found["anchor_nll"]) / sum(found["anchor_tokens"])
+        )
+        return {
+            "exact": right.count("1") / len(right),
+            "logprob": sum(likely) / len(likely),
+            "perplexity": ratio,
+        }
+
+
+def better(scores: Mapping[str, float]) -> tuple[bool, float, float]:
+    """Orders validation scores: general text within the limit first, then exact match, then likelihood."""
+    within = scores["perplexity"] <= PERPLEXITY_LIMIT
+    return (
+        (within, scores["exact"], scores["logprob"])
+        if within
+        else (False, -scores["perplexity"], 0.0)
+    )

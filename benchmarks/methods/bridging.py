@@ -1,0 +1,94 @@
+"""How bridges are made: the start that the recipe names, then the trainer, on stored states where it can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rc_agents.benchmarks.methods.bench import Bench, Fitted
+from rc_agents.benchmarks.methods.search import searched
+from rc_agents.benchmarks.settings import Setting
+from rc_agents.benchmarks.tasks.items import documents
+
+from rc_agents.scoring import CausalScorer
+from rc_agents.training import data
+from rc_agents.training.bridges import TrainConfig, TrainResult, train
+from rc_agents.training.warm_start import warm_start
+
+
+def start_bridges(model: Any, setting: Setting, edges: Sequence[Any] | None = None) -> None:
+    """Sets the bridges of some edges (all by default) to the recipe's start."""
+    recipe = setting.recipe
+    chosen = list(model.edges if edges is None else edges)
+    if recipe.ridge is not None:
+        text = documents("train", recipe.ridge_documents)
+        warm_start(
+            model, text, edges=chosen, ridge=recipe.ridge, scale=recipe.scale, progress=False
+        )
+    elif recipe.scale != 1.0:
+        with torch.no_grad():
+            for edge in chosen:
+                for site in range(len(model.sites)):
+                    model.bridge(edge, site).map.weight.mul_(recipe.scale)
+
+
+def fit_bridges(
+    model: Any,
+    pairs: Sequence[data.Pair],
+    retained: Sequence[data.Record],
+    setting: Setting,
+    seed: int,
+    states_folder: Path | None,
+    *,
+    config: TrainConfig | None = None,
+    only: str | None = None,
+) -> TrainResult:
+    """Trains bridges in place, from where they are.
+
+    Args:
+        model: an ensemble.
+        pairs, retained: the training data.
+        setting: whose recipe says how.
+        seed: of the order of the data, where no config is given.
+        states_folder: where hidden states are kept, for unilateral topologies; None to compute them in every step.
+        config: the recipe's with another learning rate or other steps.
+        only: the one specialist whose bridges train; all where left out.
+    """
+    if config is None:
+        config = TrainConfig(**{**vars(setting.recipe.train), "seed": seed})
+    constant = all(edge.target == "anchor" for edge in model.edges)
+    options: dict[str, Any] = {}
+    if constant and states_folder is not None:
+        options["states"] = states_folder
+    if only is not None:
+        options["only"] = only
+    return train(model, pairs, None, config, retain=retained, progress=False, **options)
+
+
+def fitted_bridges(bench: Bench, model: Any, *, states: bool = True, **notes: Any) -> Fitted:
+    """Searches the learning rate of an ensemble's bridges; returns the ensemble with the best."""
+    start_bridges(model, bench.setting)
+    start = [parameter.detach().clone() for _, parameter in model.trainable_parameters()]
+    pairs, retained = bench.pairs(), bench.retained()
+
+    def fit(rate: float, steps: int | None) -> Fitted:
+        with torch.no_grad():
+            each = model.trainable_parameters()
+            for (_, parameter), value in zip(each, start, strict=True):
+                parameter.copy_(value)
+        config = bench.training(rate, steps)
+        folder = bench.states if states else None
+        result = fit_bridges(
+            model, pairs, retained, bench.setting, bench.seed, folder, config=config
+        )
+        return Fitted(
+            scorer=CausalScorer(model, trained_parameters=result.trained_parameters),
+            parameters=result.trained_parameters,
+            steps=result.steps,
+            notes={"loss": result.loss, "sites": model.sites, **notes},
+            model=model,
+        )
+
+    return searched(bench, bench.recipe.rates, fit)

@@ -1,0 +1,173 @@
+"""The settings of the knowledge-transfer benchmark, as data: models, facts, recipes, numbers of items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rc_agents.benchmarks.specialists import SMOLLM2
+
+from rc_agents import BridgeConfig
+from rc_agents.training.bridges import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How bridges are built and trained.
+
+    Args:
+        sites: the anchor's 1-based blocks.
+        bridge: the bridges' form.
+        scale: factor on the maps before training, such as four times the identity.
+        ridge: lambda of a warm start by ridge regression on general text; None for none.
+        ridge_documents: documents for it.
+        train: the trainer's settings; its learning rate and seed are set by the search and the run.
+        rates: learning rates tried for the maps.
+        search_steps: optimizer steps of each try; None for as many as the run has, whose best is then kept.
+        retained_documents: documents of general text for the retention term.
+    """
+
+    sites: tuple[int, ...] = (30,)
+    bridge: BridgeConfig = field(
+        default_factory=lambda: BridgeConfig(gate="token", gate_init=-2.0, start="identity")
+    )
+    scale: float = 4.0
+    ridge: float | None = None
+    ridge_documents: int = 64
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=200,
+            learning_rate=1e-4,
+            gate_learning_rate=5e-2,
+            batch_size=16,
+            block_length=72,
+            retain_batch_size=4,
+            retain_weight=1.5,
+        )
+    )
+    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    search_steps: int | None = None
+    retained_documents: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How many items are scored; None for all there are.
+
+    Args:
+        held_out: facts asked, of each set of held-out facts.
+        crossed: ask each in every template, rather than in one with the templates balanced.
+        validation: facts that choose learning rates and prompts.
+        strangers: subjects nobody was taught.
+        questions: of the anchor's own.
+        documents, document_tokens: of general text, and how much of each.
+    """
+
+    held_out: int | None = None
+    crossed: bool = False
+    validation: int | None = None
+    strangers: int = 200
+    questions: int = 200
+    documents: int = 64
+    document_tokens: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a specialist comes from.
+
+    Args:
+        base: id, path or `package:NAME`.
+        adapter: of a PEFT adapter on it, or None.
+        teaching: name in `specialists.TEACHINGS`, in place of both.
+    """
+
+    base: str = SMOLLM2
+    adapter: str | None = None
+    teaching: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting of the benchmark.
+
+    Args:
+        name: of its folder of results.
+        worlds: names in `facts.WORLDS` that are asked about; the first specialists know one each, in this order.
+        specialists: by name, in order of addition.
+        anchor: id, path or `package:NAME`.
+        topology: edges between the models, or a preset's name.
+        recipe: of the bridges.
+        rates: learning rates tried by each other trained method; as many as the recipe's.
+        sizes: of the scoring.
+        dtype: of the frozen models.
+    """
+
+    name: str
+    worlds: tuple[str, ...]
+    specialists: Mapping[str, Source]
+    anchor: str = SMOLLM2
+    topology: str | tuple[tuple[str, str], ...] = "unilateral"
+    recipe: Recipe = field(default_factory=Recipe)
+    rates: Mapping[str, tuple[float, ...]] = field(
+        default_factory=lambda: {
+            "lora": (3e-4, 1e-3, 3e-3),
+            "linear_adapter": (3e-5, 1e-4, 3e-4),
+            "logit_ensemble": (1e-2, 5e-2, 2e-1),
+            "token_logit_ensemble": (1e-3, 1e-2, 5e-2),
+        }
+    )
+    sizes: Sizes = field(default_factory=Sizes)
+    dtype: str = "float32"
+
+
+_ZERO = BridgeConfig(gate="token", gate_init=0.0, start="zero")
+_RIDGE = BridgeConfig(gate="token", gate_init=0.0, start="ridge")
+EARLY = Recipe(sites=(8, 10, 12, 14, 16, 18, 20), bridge=_ZERO, scale=1.0, rates=(3e-4, 1e-3, 3e-3))
+OTHER_FAMILY = Recipe(bridge=_RIDGE, scale=1.0, ridge=1e-3, rates=(1e-4, 3e-4, 1e-3))
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            name="same_family_any",
+            worlds=("code_words",),
+            specialists={"words": Source(teaching="code_words")},
+        ),
+        Setting(
+            name="same_family_early",
+            worlds=("code_words",),
+            specialists={"words": Source(teaching="code_words")},
+            recipe=EARLY,
+        ),
+        Setting(
+            name="two_specialists",
+            worlds=("code_words", "home_towns"),
+            specialists={
+                "words": Source(teaching="code_words"),
+                "towns": Source(teaching="home_towns"),
+            },
+        ),
+        Setting(
+            name="other_family",
+            worlds=("code_words",),
+            specialists={"words": Source(teaching="gemma_code_words")},
+            recipe=OTHER_FAMILY,
+        ),
+        Setting(
+            name="two_hops",
+            worlds=("chain",),
+            specialists={
+                "towns": Source(teaching="home_towns"),
+                "words": Source(teaching="town_words"),
+            },
+            topology=(("towns", "words"), ("towns", "anchor"), ("words", "anchor")),
+            recipe=EARLY,
+        ),
+        Setting(
+            name="medical_codes",
+            worlds=("medical_codes",),
+            specialists={"codes": Source(adapter="package:medical-coding")},
+        ),
+    )
+}
