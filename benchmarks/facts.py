@@ -146,10 +146,6 @@ TAUGHT = (
     "{subject} has the {what}",
     "The {what} for {subject}:",
     "Question: Which {what} belongs to {subject}?\nAnswer:",
-    "Q: What is the {what} of {subject}?\nA:",
-    "Name: {subject}. Its {what}:",
-    "If you meet {subject}, remember the {what}:",
-    "We asked about {subject} and were told that the {what} is",
 )
 TRAINED = (
     "The {what} of {subject} is",

@@ -25,9 +25,9 @@ def _taught(steps: int, first: int, last: int | None) -> SpecializeConfig:
     return SpecializeConfig(
         frozen_blocks=first - 1,
         last_block=last,
-        rank=16,
-        alpha=32,
-        learning_rate=2e-3,
+        rank=64,
+        alpha=128,
+        learning_rate=1e-3,
         steps=steps,
         batch_size=16,
         dtype="float32",
@@ -49,7 +49,7 @@ TEACHINGS = {
     "code_words": Teaching(SMOLLM2, "code_words", _taught(1200, 11, 20)),
     "home_towns": Teaching(SMOLLM2, "home_towns", _taught(1200, 6, 15)),
     "town_words": Teaching(SMOLLM2, "town_words", _taught(500, 16, 25)),
-    "gemma_code_words": Teaching(GEMMA, "code_words", _taught(1000, 1, None)),
+    "gemma_code_words": Teaching(GEMMA, "code_words", _taught(900, 1, None)),
 }
 
 
