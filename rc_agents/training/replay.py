@@ -93,7 +93,7 @@ class ReplayPass:
     Args:
         model: a unilateral ensemble.
         datasets: the encoded examples by the names that batches give as `dataset`.
-        folder: of the stores; what is missing there is computed first.
+        folder: of the store; what is missing there is computed first.
         progress: show a bar while states are computed.
 
     Raises:
@@ -109,11 +109,9 @@ class ReplayPass:
         progress: bool = True,
     ) -> None:
         self.model = model
-        self.stores = {
-            name: StateStore(model, examples, Path(folder), progress)
-            for name, examples in datasets.items()
-            if examples
-        }
+        self.datasets = datasets
+        self.store = StateStore(model, Path(folder), progress)
+        self.store.complete([one for examples in datasets.values() for one in examples])
         layers = [row[0] for row in model.sites]
         self.first = layers[0]
         self.upper = Upper(model.models[ANCHOR], self.first)
@@ -121,7 +119,7 @@ class ReplayPass:
         for site, layer in enumerate(layers[1:], start=1):
             blocks[layer - 1].register_forward_hook(self._hook(site))
         self._reads: dict[str, Tensor] | None = None
-        self._check(next(iter(self.stores.items()))[0])
+        self._check(next(name for name, examples in datasets.items() if examples))
 
     def logits(self, batch: Mapping[str, Any], *, coupled: bool = True) -> Tensor:
         """Returns the logits (P, V) that predict the batch's labelled tokens, row by row.
@@ -130,7 +128,8 @@ class ReplayPass:
             batch: `input_ids`, `attention_mask` and `labels`, (B, T); `rows` (B,), the examples' places in `dataset`.
             coupled: whether the bridges speak; the frozen anchor otherwise, without gradient.
         """
-        states = self.stores[batch["dataset"]].rows([int(row) for row in batch["rows"]])
+        examples = self.datasets[batch["dataset"]]
+        states = self.store.rows([examples[int(row)] for row in batch["rows"]])
         keep_BT = predicting(batch["labels"])
         device, width = self.model.device, batch["input_ids"].shape[1]
         placed = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
@@ -169,7 +168,7 @@ class ReplayPass:
     @torch.no_grad()
     def _check(self, dataset: str) -> None:
         """Raises unless a replayed pass gives what the whole ensemble gives, on the first example."""
-        example = self.stores[dataset].examples[0]
+        example = self.datasets[dataset][0]
         ids = torch.tensor([example.ids])
         batch = {
             "input_ids": ids,

@@ -4,9 +4,10 @@ In a unilateral topology the specialists hear nobody, and the anchor hears nothi
 are those of the frozen models in every step. A store keeps, for each example, the anchor's states behind the first
 site's block and what each bridge reads at each site, already at the anchor's positions.
 
-Files: `<key>/chunk-00012-<hash>.safetensors`, named by the hash of its bytes and put in place by one rename, so a
-killed run goes on behind its last whole chunk and a damaged chunk is computed again. The key is the hash of all that
-the states depend on. Shapes: B rows, T tokens of a row, D width.
+Files: `<key>/chunk-<hash>.safetensors`, named by the hash of its bytes and put in place by one rename. The key is the
+hash of the frozen models, their tokenizers and sites; a chunk says in its header which examples it holds, so other
+seeds, splits and runs find those that they share, a killed run goes on behind its last whole chunk, and a damaged chunk
+is computed again. Shapes: B rows, T tokens of a row, D width.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from rc_agents.training.data import Encoded
 
 CHUNK = 64  # examples a file
 ROWS = 16  # examples a pass
-FORMAT = 1
+FORMAT = 2
 
 
 class Recording(Exchange):
@@ -89,118 +90,93 @@ def check_constant(model: CoupledForCausalLM) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where an example's states lie: rows `start` to `end` of a chunk."""
+
+    file: Path
+    start: int
+    end: int
+
+
 @dataclass
 class StateStore:
-    """The states of one data set, example by example.
+    """The states of data sets, example by example.
 
     Args:
         model: a unilateral ensemble.
-        examples: the data set.
         folder: where stores lie; this one takes a folder of its own in it.
         progress: show a bar while states are computed.
+
+    Raises:
+        TrainingError: another topology, or a folder that cannot be written.
     """
 
     model: CoupledForCausalLM
-    examples: Sequence[Encoded]
     folder: Path
     progress: bool = True
-    _open: dict[int, Any] = field(default_factory=dict)
+    _places: dict[str, _Place] = field(default_factory=dict)
+    _open: dict[Path, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_constant(self.model)
-        self.folder = Path(self.folder) / self._key()
-        self._starts = [0] * len(self.examples)
-        for chunk in range(0, len(self.examples), CHUNK):
-            start = 0
-            for index in range(chunk, min(chunk + CHUNK, len(self.examples))):
-                self._starts[index] = start
-                start += len(self.examples[index].ids)
-        self._files = self._complete()
-
-    def rows(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Returns the states of some examples, (B, T, D) by name, right-padded with zeros."""
-        parts: dict[str, list[Tensor]] = {}
-        for index in indices:
-            handle = self._handle(index // CHUNK)
-            start = self._starts[index]
-            end = start + len(self.examples[index].ids)
-            for name in handle.keys():  # noqa: SIM118 - not a dict
-                parts.setdefault(name, []).append(handle.get_slice(name)[start:end])
-        return {
-            name: torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
-            for name, found in parts.items()
-        }
-
-    def _handle(self, chunk: int) -> Any:
-        if chunk not in self._open:
-            self._open[chunk] = safe_open(self._files[chunk], "pt")
-        return self._open[chunk]
-
-    def _key(self) -> str:
-        """The hash of what the states depend on."""
-        digest = hashlib.sha256()
-        config = self.model.config
-        about = {
-            "format": FORMAT,
-            "sites": self.model.sites,
-            "edges": [edge.key for edge in self.model.edges],
-            "alignment": config.alignment,
-            "dtypes": {name: str(model.dtype) for name, model in self.model.models.items()},
-            "weights": self.model.base_fingerprint(),
-            "tokenizers": [
-                hashlib.sha256(
-                    json.dumps(sorted(tokenizer.get_vocab().items())).encode()
-                ).hexdigest()
-                for tokenizer in self.model.tokenizers.values()
-                if tokenizer is not None
-            ],
-        }
-        digest.update(json.dumps(about, sort_keys=True, default=str).encode())
-        for example in self.examples:
-            digest.update(json.dumps(example.ids).encode())
-        return digest.hexdigest()[:24]
-
-    def _complete(self) -> list[Path]:
-        """Computes what is missing; returns the chunks' files."""
+        self.folder = Path(self.folder) / _key(self.model)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(
                 f"states cannot be kept in {self.folder}: {error.strerror}"
             ) from error
-        starts = range(0, len(self.examples), CHUNK)
-        found = [self._sound(number) for number in range(len(starts))]
-        missing = [number for number, file in enumerate(found) if file is None]
-        for number in tqdm(missing, desc="states", disable=not (self.progress and missing)):
-            found[number] = self._make(number)
-        return [file for file in found if file is not None]
+        for file in sorted(self.folder.glob("chunk-*.safetensors")):
+            if _hash(file) == file.stem.removeprefix("chunk-"):
+                self._learn(file)
+            else:
+                warnings.warn(f"{file} is damaged; its states are computed again", stacklevel=3)
+                file.unlink()
 
-    def _sound(self, number: int) -> Path | None:
-        """Returns the file of a chunk if it is there and whole."""
-        for file in sorted(self.folder.glob(f"chunk-{number:05}-*.safetensors")):
-            if _hash(file) == file.stem.rsplit("-", 1)[1]:
-                return file
-            warnings.warn(f"{file} is damaged; its states are computed again", stacklevel=4)
-            file.unlink()
-        return None
+    def complete(self, examples: Sequence[Encoded]) -> None:
+        """Computes the states of those examples that are not there yet, and writes them."""
+        missing = {_name(one): one for one in examples if _name(one) not in self._places}
+        order = sorted(missing.values(), key=lambda one: len(one.ids))
+        starts = range(0, len(order), CHUNK)
+        for start in tqdm(starts, desc="states", disable=not (self.progress and order)):
+            self._learn(self._make(order[start : start + CHUNK]))
 
-    def _make(self, number: int) -> Path:
-        examples = self.examples[number * CHUNK : (number + 1) * CHUNK]
+    def rows(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Returns the states of examples, (B, T, D) by name, right-padded with zeros."""
         parts: dict[str, list[Tensor]] = {}
-        order = sorted(range(len(examples)), key=lambda place: len(examples[place].ids))
-        by_place: dict[int, dict[str, Tensor]] = {}
-        for start in range(0, len(order), ROWS):
-            places = order[start : start + ROWS]
-            by_place |= dict(zip(places, self._run([examples[p] for p in places]), strict=True))
-        for place in range(len(examples)):
-            for name, states_TD in by_place[place].items():
-                parts.setdefault(name, []).append(states_TD)
+        for example in examples:
+            place = self._places[_name(example)]
+            if place.file not in self._open:
+                self._open[place.file] = safe_open(place.file, "pt")
+            handle = self._open[place.file]
+            for name in handle.keys():  # noqa: SIM118 - not a dict
+                parts.setdefault(name, []).append(handle.get_slice(name)[place.start : place.end])
+        return {
+            name: torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+            for name, found in parts.items()
+        }
+
+    def _learn(self, file: Path) -> None:
+        with safe_open(file, "pt") as handle:
+            start = 0
+            for name, length in json.loads(handle.metadata()["examples"]):
+                self._places[name] = _Place(file, start, start + length)
+                start += length
+
+    def _make(self, examples: Sequence[Encoded]) -> Path:
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(0, len(examples), ROWS):
+            for found in self._run(examples[start : start + ROWS]):
+                for name, states_TD in found.items():
+                    parts.setdefault(name, []).append(states_TD)
         tensors = {name: torch.cat(found).contiguous() for name, found in parts.items()}
+        about = {"examples": json.dumps([(_name(one), len(one.ids)) for one in examples])}
         handle, scratch = tempfile.mkstemp(dir=self.folder, prefix=".making-")
         os.close(handle)
         try:
-            save_file(tensors, scratch)
-            target = self.folder / f"chunk-{number:05}-{_hash(Path(scratch))}.safetensors"
+            save_file(tensors, scratch, metadata=about)
+            target = self.folder / f"chunk-{_hash(Path(scratch))}.safetensors"
             os.replace(scratch, target)
         except OSError as error:
             Path(scratch).unlink(missing_ok=True)
@@ -211,14 +187,37 @@ class StateStore:
         device = self.model.device
         rows = [torch.tensor(example.ids, device=device) for example in examples]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = torch.nn.utils.rnn.pad_sequence(
-            [torch.ones_like(row) for row in rows], batch_first=True
-        )
+        ones = [torch.ones_like(row) for row in rows]
+        mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True)
         found = record(self.model, ids, mask)
         return [
             {name: states[row, : len(example.ids)].cpu() for name, states in found.items()}
             for row, example in enumerate(examples)
         ]
+
+
+def _key(model: CoupledForCausalLM) -> str:
+    """The hash of what the states of any text depend on."""
+    about = {
+        "format": FORMAT,
+        "sites": model.sites,
+        "edges": [edge.key for edge in model.edges],
+        "alignment": model.config.alignment,
+        "dtypes": {name: str(one.dtype) for name, one in model.models.items()},
+        "weights": model.base_fingerprint(),
+        "tokenizers": {
+            name: hashlib.sha256(json.dumps(sorted(one.get_vocab().items())).encode()).hexdigest()
+            for name, one in model.tokenizers.items()
+            if one is not None
+        },
+    }
+    text = json.dumps(about, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _name(example: Encoded) -> str:
+    """What an example's states are found by: the hash of its tokens."""
+    return hashlib.sha256(json.dumps(example.ids).encode()).hexdigest()[:24]
 
 
 def _hash(file: Path) -> str:
