@@ -229,7 +229,7 @@ class Chain(World):
 
     through: Mapping[str, str]
     hops: tuple[Template, Template]
-    kept_apart: int = 15
+    kept_apart: int = 30
 
     def split(self, seed: int) -> Splits:
         """Returns the splits of a seed: some middle terms aside first, then the facts of the others."""

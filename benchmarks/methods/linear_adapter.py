@@ -1,0 +1,85 @@
+"""The bridges' own map and gate on the anchor's own state: is a second model needed at all?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rc_agents.benchmarks.methods.bench import Bench, Fitted
+from rc_agents.benchmarks.methods.bridging import start_bridges
+from rc_agents.benchmarks.methods.search import searched
+from rc_agents.benchmarks.methods.tuning import Batch, LastStates, Lessons, tune
+from torch import Tensor, nn
+
+import rc_agents
+from rc_agents.scoring import CausalScorer
+from rc_agents.training.labelled import only_at
+
+
+def linear_adapter(bench: Bench) -> Fitted:
+    """h <- h + gate(h, h) W n(h) behind the blocks of the sites; for a single site that is `self_bridge`."""
+    anchor = bench.frozen.models["anchor"]
+    names = dict.fromkeys(list(bench.frozen.specialists)[:1], anchor)
+    tokenizers = {"anchor": bench.tokenizer} | dict.fromkeys(names, bench.tokenizer)
+    model = rc_agents.couple(
+        anchor,
+        names,
+        topology="unilateral",
+        sites=list(bench.recipe.sites),
+        bridge=bench.recipe.bridge,
+        tokenizers=tokenizers,
+    )
+    start_bridges(model, bench.setting)
+    bridges = nn.ModuleList([model.bridge(model.edges[0], k) for k in range(len(model.sites))])
+    own = rc_agents.couple(
+        bench.setting.anchor, {}, dtype=bench.setting.dtype, device_map=bench.device
+    ).models["anchor"]
+    attach(own, dict(zip([row[0] for row in model.sites], bridges, strict=True)))
+    start = [parameter.detach().clone() for parameter in bridges.parameters()]
+    lessons = Lessons(bench)
+    frozen = LastStates([anchor], lessons)
+
+    def logits(batch: Batch) -> Tensor:
+        with only_at(own, batch.keep_BT):
+            return own(**batch.tensors, use_cache=False).logits[0]
+
+    def fit(rate: float, steps: int | None) -> Fitted:
+        with torch.no_grad():
+            for parameter, value in zip(bridges.parameters(), start, strict=True):
+                parameter.copy_(value)
+        config = bench.training(rate, steps)
+        gates = [value for name, value in bridges.named_parameters() if ".gate." in name]
+        maps = [value for name, value in bridges.named_parameters() if ".gate." not in name]
+        loss = tune(
+            maps, logits, lambda batch: frozen.logprobs(batch)[0], lessons, config, slow=gates
+        )
+        count = sum(parameter.numel() for parameter in bridges.parameters())
+        return Fitted(
+            scorer=CausalScorer(own, bench.tokenizer, trained_parameters=count),
+            parameters=count,
+            steps=config.steps,
+            notes={"loss": loss, "sites": list(bench.recipe.sites)},
+        )
+
+    return searched(bench, bench.setting.rates["linear_adapter"], fit)
+
+
+def attach(model: Any, bridges: dict[int, nn.Module]) -> None:
+    """Lets each block of a model, 1-based, be followed by a bridge that reads and writes the model's own state."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    blocks = next(
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    )
+
+    def after(bridge: nn.Module) -> Any:
+        def update(module: nn.Module, args: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (output[0] + bridge(output[0], output[0]), *output[1:])
+            return output + bridge(output, output)
+
+        return update
+
+    for number, bridge in bridges.items():
+        blocks[number - 1].register_forward_hook(after(bridge))
