@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
+from rc_agents.backbone import first_line
 from rc_agents.checkpoint.identity import fingerprint
 from rc_agents.errors import TrainingError
 from rc_agents.modeling import CoupledForCausalLM
@@ -115,8 +117,21 @@ def _check(
         raise TrainingError(
             "checkpoints are kept beside the output: name an output, or leave out resume and save_steps"
         )
+    loaded = [name for name, member in model.members.items() if member.ref.base is None]
+    if output is not None and loaded and not train_bases:
+        raise TrainingError(
+            f"model {loaded[0]!r} was passed in loaded and has no path or id, so the output could not name it; couple "
+            "from a path, or leave out the output and call save_pretrained(..., include_bases=True)"
+        )
     if resume:
         run_folder.check_there(run_folder.unfinished(Path(str(output))))
+    try:
+        for reporter in get_reporting_integration_callbacks(list(config.report_to)):
+            reporter()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise TrainingError(
+            f"report_to={list(config.report_to)}: {first_line(error)}; install it, or leave it out"
+        ) from error
     if train_bases and (resume or config.save_steps or states is not None):
         raise TrainingError(
             "train_bases changes what checkpoints and cached states take as given; leave out resume, save_steps and "

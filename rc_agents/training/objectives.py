@@ -18,9 +18,8 @@ from torch.nn.functional import cross_entropy, kl_div
 from rc_agents.errors import TrainingError, nearest
 from rc_agents.modeling import CoupledForCausalLM
 from rc_agents.topology import ANCHOR
-
-from .config import FUSED, TrainConfig
-from .passes import Batch, Pass, own_logits, targets
+from rc_agents.training.config import FUSED, TrainConfig
+from rc_agents.training.passes import Batch, Pass, own_logits, targets
 
 
 @dataclass

@@ -12,8 +12,7 @@ from torch import nn
 from rc_agents.backbone import freeze
 from rc_agents.errors import TrainingError, nearest
 from rc_agents.modeling import CoupledForCausalLM
-
-from .config import TrainConfig
+from rc_agents.training.config import TrainConfig
 
 
 @contextmanager

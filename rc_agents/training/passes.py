@@ -15,6 +15,8 @@ from torch import Tensor
 from rc_agents import backbone, placement
 from rc_agents.execution import inputs
 from rc_agents.modeling import CoupledForCausalLM
+from rc_agents.topology import ANCHOR
+from rc_agents.training.labelled import only_at, predicting
 
 Batch = Mapping[str, Any]
 """`input_ids`, `attention_mask`, `labels` (B, T), -100 where nothing is scored; the logits at t - 1 predict label t.
@@ -31,41 +33,34 @@ class Pass(Protocol):
 
 
 class WholePass:
-    """The ensemble as it is, every model run anew; only labelled columns go through the output layer."""
+    """The ensemble as it is, every model run anew; only labelled positions go through the anchor's output layer.
+
+    Where logits are mixed, those of every column that has a label in some row are computed, and picked from after.
+    """
 
     def __init__(self, model: CoupledForCausalLM) -> None:
         self.model = model
 
     def logits(self, batch: Batch, *, coupled: bool = True) -> Tensor:
         """Returns the logits (P, V) that predict the labelled tokens; the frozen anchor's carry no gradient."""
-        scored_BT = scored(batch["labels"])
-        columns_C = scored_BT.any(0).nonzero()[:, 0]
+        read = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with contextlib.ExitStack() as modes:
             if not coupled:
                 modes.enter_context(torch.no_grad())
                 modes.enter_context(self.model.disabled())
-            output = self.model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                logits_to_keep=columns_C,
-            )
-        return picked(output.logits, scored_BT[:, columns_C])
-
-
-def scored(labels_BT: Tensor) -> Tensor:
-    """Returns whether the logits at each position but the last predict a labelled token, (B, T - 1)."""
-    return labels_BT[:, 1:] != -100
+            if self.model.mixer.kind == "anchor":
+                modes.enter_context(only_at(self.model.models[ANCHOR], predicting(batch["labels"])))
+                return self.model(**read).logits[0]
+            scored_BT = predicting(batch["labels"])
+            columns_C = scored_BT.any(0).nonzero()[:, 0]
+            logits_BCV = self.model(**read, logits_to_keep=columns_C).logits
+            return logits_BCV[scored_BT[:, columns_C].to(logits_BCV.device)]
 
 
 def targets(batch: Batch) -> Tensor:
     """Returns the labelled tokens (P) in the order of a pass's logits."""
     labels_BT = batch["labels"]
-    return labels_BT[:, 1:][scored(labels_BT)]
-
-
-def picked(logits_BCV: Tensor, scored_BC: Tensor) -> Tensor:
-    """Returns the logits (P, V) of the scored positions, row by row."""
-    return logits_BCV[scored_BC.to(logits_BCV.device)]
+    return labels_BT[:, 1:][labels_BT[:, 1:] != -100]
 
 
 @torch.no_grad()
@@ -78,19 +73,10 @@ def own_logits(model: CoupledForCausalLM, name: str, batch: Batch) -> Tensor:
         batch: what to read.
     """
     single = model.models[name]
-    scored_BT = scored(batch["labels"])
-    columns_C = scored_BT.any(0).nonzero()[:, 0]
-    accepted = backbone.accepted_arguments(single)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    tensors = {"input_ids": ids, "attention_mask": mask}
-    if "position_ids" in accepted:
-        tensors["position_ids"] = inputs.positions(mask, ids, 0)
-    if "logits_to_keep" in accepted:
-        tensors["logits_to_keep"] = columns_C
+    tensors = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    if "position_ids" in backbone.accepted_arguments(single):
+        tensors["position_ids"] = inputs.positions(batch["attention_mask"], batch["input_ids"], 0)
     device = placement.input_device(single)
-    logits = single(
-        **{key: value.to(device) for key, value in tensors.items()}, use_cache=False
-    ).logits
-    if "logits_to_keep" not in accepted:
-        logits = logits[:, columns_C]
-    return picked(logits, scored_BT[:, columns_C])
+    placed = {key: value.to(device) for key, value in tensors.items()}
+    with only_at(single, predicting(batch["labels"])):
+        return single(**placed, use_cache=False).logits[0]

@@ -44,7 +44,8 @@ def curves_of(metrics: Sequence[Mapping[str, Any]], wanted: Callable[[str], bool
 def _plot(curves: Curves, label: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5))
+    figure.subplots_adjust(left=0.08, right=0.62, top=0.95, bottom=0.11)
     axes = figure.add_subplot(xlabel="step", ylabel=label)
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), label=_label(name), marker=".", linewidth=1)

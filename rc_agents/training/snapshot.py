@@ -22,7 +22,7 @@ PROGRESS = "progress.json"
 
 def as_bytes(data: Any) -> bytes:
     """Returns JSON."""
-    return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
+    return (json.dumps(data, indent=1) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
