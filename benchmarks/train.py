@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -114,22 +113,35 @@ def lora(kind: str, place: Path, wanted: int, data: list[Encoded]) -> Case:
     return stepping(trained(model), loss)
 
 
-def cases(names: Sequence[tuple[str, int]], arguments: argparse.Namespace) -> dict[str, Case]:
-    """Builds the cases by name; ensembles of one size share their models."""
-    place = (
-        Path(packaged.resolve(arguments.model))
-        if packaged.is_packaged(arguments.model)
-        else Path(arguments.model)
-    )
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    most = max([count for _, count in names] + [2])
-    models = [AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32) for _ in range(most)]
+@dataclass
+class Loaded:
+    """What every case is made of."""
+
+    place: Path
+    models: list[Any]
+    tokenizer: Any
+
+    @classmethod
+    def of(cls, name: str, count: int) -> Loaded:
+        """Loads `count` copies of a model."""
+        place = Path(packaged.resolve(name)) if packaged.is_packaged(name) else Path(name)
+        models = [
+            AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32) for _ in range(count)
+        ]
+        return cls(place, models, AutoTokenizer.from_pretrained(place))
+
+
+def cases(
+    names: Sequence[tuple[str, int]], loaded: Loaded, arguments: argparse.Namespace
+) -> dict[str, Case]:
+    """Builds the cases by name; all ensembles share their models."""
+    models = loaded.models
     data = examples(arguments.rows, arguments.tokens, arguments.answer, models[0].config.vocab_size)
-    made, wanted = {}, 0
-    for kind, count in sorted(names, key=lambda name: name[0] in LORA):
+    wanted = arguments.sites * models[0].config.hidden_size ** 2
+    made = {}
+    for kind, count in names:
         if kind in LORA:
-            wanted = wanted or arguments.sites * models[0].config.hidden_size ** 2
-            made[kind] = lora(kind, place, wanted, data)
+            made[kind] = lora(kind, loaded.place, wanted, data)
             continue
         named = {f"s{number}": model for number, model in enumerate(models[1:count], 1)}
         ensemble = rc_agents.couple(
@@ -138,21 +150,35 @@ def cases(names: Sequence[tuple[str, int]], arguments: argparse.Namespace) -> di
             topology="unilateral",
             sites=arguments.sites,
             alignment="shared",
-            tokenizers=dict.fromkeys(("anchor", *named), tokenizer),
+            tokenizers=dict.fromkeys(("anchor", *named), loaded.tokenizer),
         )
         made[f"{kind} {count}"] = bridges(kind, ensemble, data)
-        if count == 2:
-            wanted = made[f"{kind} {count}"].parameters
     return made
 
 
-def peak_of_a_step(name: tuple[str, int], arguments: argparse.Namespace) -> int:
-    """Bytes that three steps need above the loaded models; to be called in a process of its own."""
-    (case,) = cases([name], arguments).values()
-    loaded = resident()
+def peak_of_a_step(
+    name: tuple[str, int], loaded: Loaded, arguments: argparse.Namespace, found: Any
+) -> None:
+    """Puts into the queue how many bytes three steps need above the loaded models; in a process of its own."""
+    (case,) = cases([name], loaded, arguments).values()
+    before = resident()
     for _ in range(3):
         case.step()
-    return max(0, high_water() - loaded)
+    found.put(high_water() - before)
+
+
+def measured_apart(
+    name: tuple[str, int], loaded: Loaded, arguments: argparse.Namespace
+) -> int | None:
+    """Runs `peak_of_a_step` in a fork of this process; None where the system does not tell (it needs Linux)."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    context = multiprocessing.get_context("fork")
+    found = context.SimpleQueue()
+    process = context.Process(target=peak_of_a_step, args=(name, loaded, arguments, found))
+    process.start()
+    process.join()
+    return int(found.get()) if process.exitcode == 0 else None
 
 
 def resident() -> int:
@@ -168,15 +194,6 @@ def high_water() -> int:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
-def measured_apart(name: tuple[str, int], words: Sequence[str]) -> int:
-    """Runs `peak_of_a_step` in a new process."""
-    command = [sys.executable, "-m", "rc_agents.benchmarks.train", *words]
-    done = subprocess.run(
-        [*command, "--memory", *map(str, name)], capture_output=True, text=True, check=True
-    )
-    return int(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Prints a table and a JSON line."""
     parser = argparse.ArgumentParser(description="Time training steps of bridges and of LoRA.")
@@ -187,36 +204,33 @@ def main() -> None:
     parser.add_argument("--sites", type=int, default=5)
     parser.add_argument("--counts", type=int, nargs="+", default=[2, 3, 4], help="models")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--memory", nargs=2, metavar=("KIND", "COUNT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.memory:
-        print(peak_of_a_step((arguments.memory[0], int(arguments.memory[1])), arguments))
-        return
     names = [(kind, count) for count in arguments.counts for kind in BRIDGES]
     names += [(kind, 1) for kind in LORA]
-    made = cases(names, arguments)
+    loaded = Loaded.of(arguments.model, max(arguments.counts))
+    peaks = {name: measured_apart(name, loaded, arguments) for name in names}
+    made = cases(names, loaded, arguments)
     times = interleaved({name: case.step for name, case in made.items()}, arguments.repeats)
     base = statistics.median(times["lora"])
     rows = []
     for kind, count in names:
         name = kind if kind in LORA else f"{kind} {count}"
         seconds = statistics.median(times[name])
-        peak = measured_apart((kind, count), sys.argv[1:])
         rows.append(
             {
                 "case": name,
                 "parameters": made[name].parameters,
                 "seconds": seconds,
                 "against_lora": seconds / base,
-                "peak_bytes": peak,
+                "peak_bytes": peaks[kind, count],
             }
         )
     print(f"{'case':15} {'trained':>10} {'seconds':>8} {'of lora':>8} {'peak MB':>8}")
     for row in rows:
         print(
             f"{row['case']:15} {row['parameters']:10,} {row['seconds']:8.3f} {row['against_lora']:8.2f} "
-            f"{row['peak_bytes'] / 2**20:8.0f}"
+            f"{(row['peak_bytes'] or 0) / 2**20:8.0f}"
         )
     record = {"benchmark": "train", "settings": vars(arguments), "rows": rows, **provenance(0)}
     print(json.dumps(record))

@@ -168,19 +168,20 @@ class _Run:
             parameters=self.parameters,
             items=Items(self.sets, self.config, each * args.world_size),
             objectives=objectives,
-            runner=self._runner(),
+            runner=self._runner(args, progress=progress),
             validation=judged,
             identity=self._identity(args.world_size),
             callbacks=[run_folder.Metrics(self.folder), *callbacks],
             progress=progress,
         )
 
-    def _runner(self) -> Pass:
+    def _runner(self, args: TrainingArguments, *, progress: bool) -> Pass:
         if self.states is None:
             return WholePass(self.model)
         from rc_agents.training.replay import ReplayPass
 
-        return ReplayPass(self.model, self.sets.by_name(), self.states)
+        with args.main_process_first(local=False, desc="states"):  # the others find them on disk
+            return ReplayPass(self.model, self.sets.by_name(), self.states, progress=progress)
 
     def _identity(self, processes: int) -> dict[str, Any]:
         """Returns what a run must have in common with one that it goes on with."""
@@ -235,6 +236,7 @@ def _arguments(config: TrainConfig, folder: Path, *, evaluates: bool) -> Trainin
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or config.steps,
         seed=config.seed,
+        use_cpu=not torch.accelerator.is_available(),  # several processes then meet by gloo
         report_to=list(config.report_to) or "none",
         disable_tqdm=True,  # the trainer brings a bar of its own
         dataloader_pin_memory=False,
