@@ -74,7 +74,8 @@ def outcomes(records: Sequence[Record], world: str, part: str, kind: str) -> lis
 
 
 def _facts_table(scored: dict[str, list[Record]], world: str, part: str, place: int) -> list[str]:
-    owner = next((name for name in (OWNERS[place : place + 1] or OWNERS) if name in scored), None)
+    owners = _owners(scored, world, place)
+    owner = next((name for name in owners if name in scored), None)
     own = hierarchical(outcomes(scored[owner], world, part, "exact")).value if owner else math.nan
     chances = [
         one["scores"]["worlds"][world][part]["choice"]["chance"]
@@ -82,7 +83,7 @@ def _facts_table(scored: dict[str, list[Record]], world: str, part: str, place: 
     ]
     lines = [
         f"### {world}, {part.replace('_', ' ')} facts (chance in choice {100 * chances[0]:.0f} %)\n",
-        "| method | seeds x items | exact match | of the specialist's own | choice among ten | by seed |",
+        f"| method | seeds x items | exact match | of {owner or 'the specialist'}'s | choice among ten | by seed |",
         "|---|---|---|---|---|---|",
     ]
     for method, records in scored.items():
@@ -95,6 +96,13 @@ def _facts_table(scored: dict[str, list[Record]], world: str, part: str, place: 
             f"| {method} | {items} | {percent(found)} | {ratio} | {percent(_share(choice))} | {seeds} |"
         )
     return [*lines, "", *_gain(scored, world, part)]
+
+
+def _owners(scored: dict[str, list[Record]], world: str, place: int) -> Sequence[str]:
+    """Who is asked in the ensemble's place: the specialist of this world, or two of them in turns for a chain."""
+    first = next(iter(scored.values()))[0]
+    chained = "apart" in first["scores"]["worlds"][world]
+    return ("text_handoff",) if chained else OWNERS[place : place + 1]
 
 
 def _share(groups: Sequence[Sequence[float]]) -> Interval:

