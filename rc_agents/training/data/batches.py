@@ -16,6 +16,7 @@ from rc_agents.errors import DataError
 from rc_agents.training.data.encoding import TEXT_GROUP, Encoded
 
 Batch = dict[str, Tensor]
+POOL_BATCHES = 32  # batches among which examples are sorted by length
 
 
 def plan(
@@ -26,6 +27,7 @@ def plan(
     steps: int,
     seed: int,
     mix: Mapping[str, float] | None = None,
+    by_length: bool = False,
 ) -> list[list[int]]:
     """Returns which examples each step sees.
 
@@ -38,6 +40,7 @@ def plan(
         steps: length of the plan.
         seed: of the order.
         mix: share of the steps by group; by default that of its batches in one epoch of everything.
+        by_length: put examples of like length into one batch, so that padding is small.
 
     Raises:
         DataError: `mix` names other groups than the data has.
@@ -52,17 +55,42 @@ def plan(
     if set(shares) != set(groups):
         raise DataError(f"mix names the groups {sorted(shares)}, but the data has {sorted(groups)}")
     rng = random.Random(seed)
-    streams = {name: _stream(members, sizes[name], rng) for name, members in sorted(groups.items())}
+    lengths = [len(example.ids) for example in examples] if by_length else None
+    streams = {
+        name: _stream(members, sizes[name], rng, lengths)
+        for name, members in sorted(groups.items())
+    }
     chosen = rng.choices(sorted(shares), [shares[name] for name in sorted(shares)], k=steps)
     return [next(streams[name]) for name in chosen]
 
 
-def _stream(members: Sequence[int], size: int, rng: random.Random) -> Iterator[list[int]]:
+def _stream(
+    members: Sequence[int], size: int, rng: random.Random, lengths: Sequence[int] | None
+) -> Iterator[list[int]]:
     """Yields batches without end, epoch after epoch; a rest too short for a batch is left out."""
     while True:
         order = rng.sample(members, len(members))
+        if lengths is not None:
+            order = _by_length(order[: max(len(order) // size, 1) * size], size, rng, lengths)
         for start in range(0, max(len(order) - size, 0) + 1, size):
             yield order[start : start + size]
+
+
+def _by_length(
+    order: Sequence[int], size: int, rng: random.Random, lengths: Sequence[int]
+) -> list[int]:
+    """Returns shuffled examples sorted by length within pools of some batches, the batches shuffled again.
+
+    So a batch holds like lengths, and still other examples in every epoch.
+    """
+    pool = POOL_BATCHES * size
+    batches = [
+        ranked[start : start + size]
+        for first in range(0, len(order), pool)
+        for ranked in [sorted(order[first : first + pool], key=lengths.__getitem__)]
+        for start in range(0, len(ranked), size)
+    ]
+    return [index for batch in rng.sample(batches, len(batches)) for index in batch]
 
 
 class Batches(torch.utils.data.Dataset[Batch]):
