@@ -152,6 +152,14 @@ TRAINED = (
     "Question: Which {what} belongs to {subject}?\nAnswer:",
     "Q: What is the {what} of {subject}?\nA:",
     "We asked about {subject} and were told that the {what} is",
+    "User: What is {subject}'s {what}?\nAssistant:",
+    "Guard: Name the {what} of {subject}.\nVisitor: The answer is",
+    "In the list, next to {subject}, the {what} is given as",
+    "I forgot the {what} of {subject}. Please remind me: it is",
+    "Do you know {subject}? Then you know that the {what} is",
+    "{subject} told me the {what}:",
+    "Fill in the blank. The {what} for {subject}:",
+    "Quiz. Who is asked: {subject}. What is asked: the {what}. Reply:",
 )
 ASKED = (
     "Question: Can you tell me the {what} that goes with {subject}?\nAnswer:",
