@@ -64,7 +64,7 @@ def cut_short(folder, output, steps, **changes):
 
 
 def test_three_kills_change_no_bit(folder, unbroken, tmp_path):
-    seen = killed_and_resumed(folder, tmp_path / "out", 3, seed=0, spread=0.4)
+    seen = killed_and_resumed(folder, tmp_path / "out", 3, seed=0)
     assert len(seen) == 3
     assert outcome(tmp_path / "out") == unbroken
     commands = json.loads((tmp_path / "out" / "run" / "config.json").read_text())["commands"]
@@ -77,7 +77,7 @@ def test_twelve_kills_each_change_no_bit(folder, tmp_path, seed):
     changes = {"steps": 60, "patience": 50, "gradient_accumulation": seed}
     run(folder, tmp_path / "unbroken", **changes)
     seen = killed_and_resumed(
-        folder, tmp_path / "out", 12, seed=seed, spread=0.7, start="forkserver", **changes
+        folder, tmp_path / "out", 12, seed=seed, start="forkserver", **changes
     )
     print(*seen, sep="\n")
     assert len(seen) == 12

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 import rc_agents
 from rc_agents.training.bridges import TrainConfig, TrainResult, train
+from rc_agents.training.checkpoints import steps
 from tests.tiny import tiny
 from tests.tiny_tokenizers import PROSE, tiny_tokenizer
 
@@ -108,13 +109,19 @@ def _child(folder: Path, output: Path, event: Any, changes: dict[str, Any]) -> N
     run(folder, output, resume=resume, callbacks=[_Ready(event)], **changes)
 
 
+def _wait_for_checkpoints(unfinished: Path, count: int, process: Any) -> None:
+    """Waits until there are as many more checkpoints, or the process has ended."""
+    start = max(steps(unfinished), default=0)
+    while process.is_alive() and max(steps(unfinished), default=0) < start + count:
+        time.sleep(0.001)
+
+
 def killed_and_resumed(
     folder: Path,
     output: Path,
     kills: int,
     *,
     seed: int,
-    spread: float,
     start: str = "fork",
     **changes: Any,
 ) -> list[str]:
@@ -124,9 +131,8 @@ def killed_and_resumed(
         folder: of `bases`.
         output: of the run.
         kills: how often.
-        seed: of the moments.
-        spread: the longest wait before a kill in seconds, counted from the first step; one kill in five comes in the
-            first half second of a process.
+        seed: of the moments: within a fifth of a second behind the next few checkpoints; one in five kills comes in
+            the first half second of a process.
         start: how processes are made: by `fork` or from a clean `forkserver`.
         changes: of `RUN`.
 
@@ -146,8 +152,9 @@ def killed_and_resumed(
             if rng.random() < 0.2:
                 time.sleep(rng.uniform(0, 0.5))
             else:
-                event.wait(60)
-                time.sleep(rng.uniform(0, spread))
+                event.wait(120)
+                _wait_for_checkpoints(unfinished, rng.randrange(4), process)
+                time.sleep(rng.uniform(0, 0.2))
             process.kill()
         process.join(120)
         if process.exitcode == 0:
