@@ -219,10 +219,10 @@ def choose_start(
     Returns:
         The best `carrier`, `scale`, `own` and `score`, and all that were `tried`.
     """
-    tried = []
+    tried: list[dict[str, Any]] = []
     for carrier, scale, own in itertools.product(carriers, scales, owns):
-        setting = {"carrier": carrier, "scale": scale, "own": own}
-        set_start(model, fits, edges=edges, ridge=ridge, **setting)  # type: ignore[arg-type]
+        setting: dict[str, Any] = {"carrier": carrier, "scale": scale, "own": own}
+        set_start(model, fits, edges=edges, ridge=ridge, **setting)
         tried.append(setting | {"score": score()})
     best = min(tried, key=lambda one: one["score"])
     setting = {name: best[name] for name in ("carrier", "scale", "own")}
