@@ -12,6 +12,7 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rc_agents.benchmarks.cells import Cell
@@ -63,7 +64,7 @@ def run(
     return failed
 
 
-def summary(record: dict) -> str:
+def summary(record: dict[str, Any]) -> str:
     """Returns a cell's main scores in one line."""
     parts = []
     for world, found in record["scores"]["worlds"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rc_agents.benchmarks.facts import Chain
 from rc_agents.benchmarks.methods.bench import Bench, Fitted, better
@@ -78,7 +79,7 @@ def text_handoff(bench: Bench) -> Fitted:
     others = [bench.specialist(place) for place in range(len(bench.frozen.specialists))]
     world = bench.worlds[0]
     told = relay(world, others) if isinstance(world, Chain) else answers(others)
-    tried = []
+    tried: list[dict[str, Any]] = []
     for name, prompt in PROMPTS.items():
         scores = bench.validate(HandoffScorer(anchor, told, others, prompt))
         tried.append({"prompt": name, **scores})

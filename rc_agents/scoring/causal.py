@@ -32,7 +32,7 @@ class CausalScorer(LogitScorer):
         specialists: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
-        ended = getattr(model.generation_config, "eos_token_id", None)
+        ended: Any = getattr(model.generation_config, "eos_token_id", None)
         super().__init__(
             tokenizer if tokenizer is not None else getattr(model, "tokenizer", None),
             eos=ended if isinstance(ended, list) else [ended],
