@@ -7,6 +7,7 @@ import rc_agents
 from rc_agents.bridges import Bridge, TokenGate
 from rc_agents.errors import TrainingError
 from rc_agents.training.closed_form import NormalEquations
+from rc_agents.training.gate_start import fit_gate, start_gates
 from rc_agents.training.warm_start import choose_start, gather, set_start, warm_start
 from tests.tiny import tiny
 from tests.tiny_tokenizers import PROSE, tiny_tokenizer
@@ -130,3 +131,50 @@ def test_a_gate_above_its_floor_is_the_gate_without_one():
     plain.load_state_dict(shut.state_dict())
     source, target = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
     assert torch.equal(shut(source, target), plain(source, target))
+
+
+def test_a_fitted_gate_opens_for_its_examples_alone_and_keeps_its_word_about_silence():
+    generator = torch.Generator().manual_seed(0)
+    gate = shutting(init=0.0, floor=0.05).gate
+    direction = torch.tensor([1.0, -1.0, 0.5, 0.0])
+    draws = {
+        end: torch.randn(3000, 4, generator=generator) + shift
+        for end, shift in (("source", 0.0), ("target", 0.0))
+    }
+    speaks = draws["source"] @ direction > 0.8
+    positive = {end: states[speaks] for end, states in draws.items()}
+    negative = {end: states[~speaks] for end, states in draws.items()}
+    fit = fit_gate(gate, positive, negative, penalty=1e-5, quiet=0.99)
+    assert fit.open > 0.6
+    assert fit.shut >= 0.989
+    assert (fit.positives, fit.negatives) == (int(speaks.sum()), int((~speaks).sum()))
+    with torch.no_grad():
+        open_share = (gate(positive["source"], positive["target"]) > 0).float().mean()
+        shut_share = (gate(negative["source"], negative["target"]) == 0).float().mean()
+    assert float(open_share) == pytest.approx(fit.open, abs=1e-3)
+    assert float(shut_share) == pytest.approx(fit.shut, abs=1e-3)
+
+
+@pytest.mark.tiny
+def test_gates_start_from_pairs_and_silent_text_and_leave_other_specialists_alone(tmp_path):
+    tokenizer = tiny_tokenizer("prose")
+    models = [tiny("llama", vocab_size=len(tokenizer), seed=seed) for seed in range(3)]
+    model = rc_agents.couple(
+        models[0],
+        {"b": models[1], "c": models[2]},
+        tokenizers=dict.fromkeys(("anchor", "b", "c"), tokenizer),
+        topology="unilateral",
+        sites=2,
+        bridge=rc_agents.BridgeConfig(gate="token", gate_floor=0.1),
+    )
+    pairs = [{"prompt": f"What is {n}?", "completion": f" the number {n}"} for n in range(9)]
+    fits = start_gates(
+        model, {"b": pairs}, PROSE.splitlines(), tmp_path, block_length=16, progress=False
+    )
+    assert set(fits) == {"b__anchor.0", "b__anchor.1"}
+    assert all(fit.shut >= 0.99 for fit in fits.values())
+    for site in (0, 1):
+        assert model.bridge(("b", "anchor"), site).gate.reads["source"].any()
+        assert not model.bridge(("c", "anchor"), site).gate.reads["source"].any()
+    with pytest.raises(TrainingError, match="no bridge leads from 'd'"):
+        start_gates(model, {"d": pairs}, PROSE.splitlines(), tmp_path)

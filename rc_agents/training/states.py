@@ -1,8 +1,8 @@
 """Hidden states that no training step changes, computed once and kept on disk.
 
 In a unilateral topology the specialists hear nobody, and the anchor hears nothing before the first site: their states
-are those of the frozen models in every step. A store keeps, for each example, the anchor's states behind the first
-site's block and what each bridge reads at each site, already at the anchor's positions.
+are those of the frozen models in every step. A store keeps, for each example, the anchor's states behind each site's
+block while nobody speaks, and what each bridge reads there, already at the anchor's positions.
 
 Files: `<key>/chunk-<hash>.safetensors`, named by the hash of its bytes and put in place by one rename. The key is the
 hash of the frozen models, their tokenizers and sites; a chunk says in its header which examples it holds, so other
@@ -47,8 +47,7 @@ class Recording(Exchange):
     def __call__(self, site: int, states: dict[str, Tensor]) -> Mapping[str, Tensor]:
         """Returns the states as they came."""
         shown = self._show(site, states)
-        if site == 0:
-            self.found[ANCHOR] = states[ANCHOR]
+        self.found[f"{ANCHOR}.{site}" if site else ANCHOR] = states[ANCHOR]
         for edge in self.edges:
             read = self._source(edge, states, shown, states[ANCHOR])
             self.found[f"{edge.source}.{site}"] = read
@@ -62,7 +61,8 @@ def record(
     """Returns what does not change.
 
     Returns:
-        `anchor`, its states (B, T, D) at the first site, and as `<specialist>.<site>` what it reads there.
+        `anchor`, its states (B, T, D) at the first site, `anchor.<site>` at later ones as long as nobody speaks, and as
+        `<specialist>.<site>` what it reads there.
     """
     found: dict[str, Tensor] = {}
 

@@ -1,0 +1,193 @@
+"""Token gates by logistic regression on the frozen models' states: open where a specialist should speak, else shut.
+
+A gate sigmoid(g + v . n(h_source) + u . n(h_target)) is a logistic regression by itself. Tokens of answers that a
+specialist knows are its positive examples, tokens on which the ensemble shall stay the anchor its negative ones:
+
+    min  mean over positives of log(1 + e^-z)  +  balance * mean over negatives of log(1 + e^z)  +  penalty * |v, u|^2
+
+The problem is convex and takes seconds, where training a gate through the output layer takes minutes and ends where its
+learning rate says. Shapes: N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_agents.bridges import TokenGate
+from rc_agents.errors import TrainingError
+from rc_agents.modeling import CoupledForCausalLM
+from rc_agents.topology import ANCHOR, Edge
+from rc_agents.training import data
+from rc_agents.training.states import StateStore
+
+ROWS = 64  # examples read at a time
+MOST = 40_000  # tokens of one kind; a random sample beyond
+
+
+@dataclass(frozen=True)
+class GateFit:
+    """How well a gate tells its examples apart, at its own floor.
+
+    Attributes:
+        open: share of the positive tokens at which it speaks.
+        shut: share of the negative tokens at which it does not.
+        positives, negatives: tokens of each kind.
+    """
+
+    open: float
+    shut: float
+    positives: int
+    negatives: int
+
+
+def start_gates(
+    model: CoupledForCausalLM,
+    speak: Mapping[str, Any],
+    silent: Any,
+    states: str | Path,
+    *,
+    penalty: float = 1e-3,
+    balance: float = 1.0,
+    quiet: float = 0.9995,
+    max_length: int = 256,
+    block_length: int = 128,
+    whole_prompts: bool = False,
+    progress: bool = True,
+) -> dict[str, GateFit]:
+    """Sets the token gates of a unilateral ensemble.
+
+    Args:
+        model: the ensemble; only gates of the named specialists change.
+        speak: by specialist, prompts and answers that it knows, as `rc_agents.training.data.read` takes them.
+        silent: texts in which no specialist should speak, and pairs about whose answers none should.
+        states: folder in which states are kept; training with `states=` finds them there.
+        penalty: on the squared weights of the gate.
+        balance: factor on the negative examples' mean.
+        quiet: share of the negative tokens at which a gate must lie below its floor; its bias is lowered until so.
+            Without a floor (`gate_floor=0`) nothing is lowered.
+        max_length, block_length: tokens of the longest pair, and of a block of text.
+        whole_prompts: open for the prompt's tokens too; for sites at which the anchor has blocks left to read them.
+        progress: show a bar while states are computed.
+
+    Returns:
+        `source__target.site` -> how well the gate does on its own examples.
+
+    Raises:
+        TrainingError: gates of another kind, an unknown specialist, another topology, or no examples.
+    """
+    _check(model, speak)
+    tokenizer = model.tokenizer
+    sizes = {"max_length": max_length, "block_length": block_length}
+    known = {
+        name: data.encode(tokenizer, data.read(found), **sizes) for name, found in speak.items()
+    }
+    quiet_text = data.encode(tokenizer, data.read(silent), **sizes)
+    store = StateStore(model, Path(states), progress)
+    store.complete([*(one for found in known.values() for one in found), *quiet_text])
+    fits = {}
+    for edge in model.edges:
+        if edge.source not in speak:
+            continue
+        others = [one for name, found in known.items() if name != edge.source for one in found]
+        for site in range(len(model.sites)):
+            positive = _states(store, edge, site, known[edge.source], whole=whole_prompts)
+            negative = _states(store, edge, site, [*quiet_text, *others], whole=True)
+            gate: Any = model.bridge(edge, site).gate
+            fits[f"{edge.key}.{site}"] = fit_gate(gate, positive, negative, penalty, balance, quiet)
+    return fits
+
+
+def fit_gate(
+    gate: TokenGate,
+    positive: Mapping[str, Tensor],
+    negative: Mapping[str, Tensor],
+    penalty: float = 1e-3,
+    balance: float = 1.0,
+    quiet: float = 0.9995,
+) -> GateFit:
+    """Sets one gate.
+
+    Args:
+        gate: whose `reads` say which ends it looks at.
+        positive, negative: states (N, D) of the `source` and the `target` end.
+        penalty, balance, quiet: as in `start_gates`.
+    """
+    ends = list(gate.reads)
+    x_ND = [torch.cat([_normal(part[end]) for end in ends], dim=1) for part in (positive, negative)]
+    weight = torch.zeros(x_ND[0].shape[1], requires_grad=True)
+    bias = torch.zeros(1, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        speaks, keeps = (x @ weight + bias for x in x_ND)
+        value = (
+            nn.functional.softplus(-speaks).mean() + balance * nn.functional.softplus(keeps).mean()
+        )
+        value = value + penalty * weight.square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)
+    with torch.no_grad():
+        speaks, keeps = (x @ weight + bias for x in x_ND)
+        shut_below = float(torch.logit(torch.tensor(gate.floor or 0.5)))
+        lowered = max(0.0, float(keeps.quantile(quiet)) - shut_below) if gate.floor else 0.0
+        gate.value.copy_(bias[0] - lowered)
+        start = 0
+        for end in ends:
+            width = len(gate.reads[end])
+            gate.reads[end].copy_(weight[start : start + width])
+            start += width
+        return GateFit(
+            open=float((speaks - lowered >= shut_below).float().mean()),
+            shut=float((keeps - lowered < shut_below).float().mean()),
+            positives=len(speaks),
+            negatives=len(keeps),
+        )
+
+
+def _normal(h_ND: Tensor) -> Tensor:
+    return nn.functional.rms_norm(h_ND.float(), (h_ND.shape[-1],), eps=1e-6)
+
+
+def _states(
+    store: StateStore, edge: Edge, site: int, examples: Sequence[data.Encoded], *, whole: bool
+) -> dict[str, Tensor]:
+    """Returns both ends' states (N, D) at the tokens that predict an answer, or at all but the first and last."""
+    names = {"source": f"{edge.source}.{site}", "target": f"{ANCHOR}.{site}" if site else ANCHOR}
+    parts: dict[str, list[Tensor]] = {end: [] for end in names}
+    for begin in range(0, len(examples), ROWS):
+        chosen = examples[begin : begin + ROWS]
+        found = store.rows(chosen)
+        for row, one in enumerate(chosen):
+            first = 1 if whole else one.answer_start - 1
+            for end, name in names.items():
+                parts[end].append(found[name][row, first : len(one.ids) - 1])
+    together = {end: torch.cat(found) for end, found in parts.items()}
+    count = len(together["source"])
+    if count <= MOST:
+        return together
+    picked = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST]
+    return {end: states[picked] for end, states in together.items()}
+
+
+def _check(model: CoupledForCausalLM, speak: Mapping[str, Any]) -> None:
+    if not speak:
+        raise TrainingError("start_gates needs pairs for at least one specialist")
+    for name in speak:
+        if Edge(name, ANCHOR) not in model.edges:
+            raise TrainingError(
+                f"start_gates: no bridge leads from {name!r} into the anchor; the specialists are "
+                f"{', '.join(model.specialists)}"
+            )
+        if not isinstance(model.bridge((name, ANCHOR), 0).gate, TokenGate):
+            raise TrainingError(
+                "start_gates sets token gates; couple with BridgeConfig(gate='token')"
+            )
