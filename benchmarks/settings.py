@@ -21,10 +21,16 @@ class Recipe:
         scale: factor on the maps before training, such as four times the identity.
         ridge: lambda of a warm start by ridge regression on general text; None for none.
         ridge_documents: documents for it.
+        own: share of the anchor's own state that a warm start takes away; the carrier is then the identity.
+        gates: penalty of gates solved by logistic regression before training; None to leave them at their start.
+        whole_prompts: whether such gates open for a question's own tokens too.
+        solved: whether the start is all there is; bridges from sources that know nothing are trained all the same.
         train: the trainer's settings; its learning rate and seed are set by the search and the run.
         rates: learning rates tried for the maps.
         search_steps: optimizer steps of each try; None for as many as the run has, whose best is then kept.
-        retained_documents: documents of general text for the retention term.
+        ways: in how many of the trained templates each fact is shown.
+        retained_documents, retained_questions: general text, and questions with the anchor's own answers, on which the
+            ensemble shall stay the anchor.
     """
 
     sites: tuple[int, ...] = (30,)
@@ -34,6 +40,10 @@ class Recipe:
     scale: float = 4.0
     ridge: float | None = None
     ridge_documents: int = 64
+    own: float = 0.0
+    gates: float | None = None
+    whole_prompts: bool = False
+    solved: bool = False
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=200,
@@ -47,7 +57,9 @@ class Recipe:
     )
     rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     search_steps: int | None = None
-    retained_documents: int = 200
+    ways: int = 4
+    retained_documents: int = 120
+    retained_questions: int = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +133,8 @@ class Setting:
     dtype: str = "float32"
 
 
+_SHUTTING = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="identity")
+ANY = Recipe(bridge=_SHUTTING, gates=1e-3, solved=True)
 _ZERO = BridgeConfig(gate="token", gate_init=0.0, start="zero")
 _RIDGE = BridgeConfig(gate="token", gate_init=0.0, start="ridge")
 EARLY = Recipe(sites=(8, 10, 12, 14, 16, 18, 20), bridge=_ZERO, scale=1.0, rates=(3e-4, 1e-3, 3e-3))
@@ -133,6 +147,7 @@ SETTINGS = {
             name="same_family_any",
             worlds=("code_words",),
             specialists={"words": Source(teaching="code_words")},
+            recipe=ANY,
         ),
         Setting(
             name="same_family_early",
@@ -147,6 +162,7 @@ SETTINGS = {
                 "words": Source(teaching="code_words"),
                 "towns": Source(teaching="home_towns"),
             },
+            recipe=ANY,
         ),
         Setting(
             name="other_family",
@@ -168,6 +184,7 @@ SETTINGS = {
             name="medical_codes",
             worlds=("medical_codes",),
             specialists={"codes": Source(adapter="package:medical-coding")},
+            recipe=ANY,
         ),
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any
 from rc_agents.benchmarks import specialists as taught
 from rc_agents.benchmarks.facts import WORLDS, World
 from rc_agents.benchmarks.settings import Recipe, Setting, Source
-from rc_agents.benchmarks.tasks.items import documents
+from rc_agents.benchmarks.tasks.items import documents, questions
 from rc_agents.benchmarks.tasks.reference import Reference
 from rc_agents.benchmarks.tasks.transfer import Exam, exact, exam, losses
 
@@ -24,7 +25,8 @@ from rc_agents.training import data
 from rc_agents.training.bridges import TrainConfig
 
 VALIDATION_DOCUMENTS = 16
-STRANGER_TOKENS = 12
+STRANGER_TOKENS, QUESTION_TOKENS = 12, 16
+SCORED_QUESTIONS = 400  # of each file, out of which the anchor's own questions are scored
 PERPLEXITY_LIMIT = (
     1.02  # of the frozen anchor's: a learning rate that breaks it is chosen only where all do
 )
@@ -186,19 +188,30 @@ class Bench:
     # The training data, the same for every trained method.
 
     def pairs(self, worlds: Sequence[World] | None = None) -> list[data.Pair]:
-        """Every bridge fact in every trained template."""
+        """Every bridge fact in some of the trained templates, drawn by the seed."""
+        rng = random.Random(f"ways:{self.seed}")
         return [
             data.Pair(template.prompt(fact.subject), f" {fact.answer}", template.name)
             for world in worlds or self.worlds
-            for template in world.trained
             for fact in world.split(self.seed).bridge
+            for template in rng.sample(world.trained, min(self.recipe.ways, len(world.trained)))
         ]
 
     def retained(self, worlds: Sequence[World] | None = None) -> list[data.Record]:
-        """Where a method shall stay the frozen anchor: general text, and the anchor's answers about known strangers."""
+        """Where a method shall stay the frozen anchor.
+
+        General text, and what the anchor answers to questions of its own (not those that are scored) and about known
+        strangers.
+        """
         kept: list[data.Record] = [
-            data.Document(text)
-            for text in documents("train", self.setting.recipe.retained_documents)
+            data.Document(text) for text in documents("train", self.recipe.retained_documents)
+        ]
+        asked = questions(self.recipe.retained_questions, skip=SCORED_QUESTIONS)
+        replies = self.reference.answers(asked, QUESTION_TOKENS) if asked else []
+        kept += [
+            data.Pair(prompt, answer, "questions")
+            for prompt, answer in zip(asked, replies, strict=True)
+            if answer.strip()
         ]
         for world in worlds or self.worlds:
             prompts = [
@@ -215,7 +228,7 @@ class Bench:
 
     def training(self, rate: float, steps: int | None = None) -> TrainConfig:
         """Returns the recipe's settings with this learning rate, these steps and the run's seed."""
-        recipe = self.setting.recipe.train
+        recipe = self.recipe.train
         changes = {"learning_rate": rate, "steps": steps or recipe.steps, "seed": self.seed}
         return TrainConfig(**{**vars(recipe), **changes})
 

