@@ -22,6 +22,7 @@ from rc_agents.errors import TrainingError
 from rc_agents.modeling import CoupledForCausalLM
 from rc_agents.training import run_folder
 from rc_agents.training.activations import recomputed
+from rc_agents.training.arguments import arguments
 from rc_agents.training.config import TrainConfig, TrainResult
 from rc_agents.training.items import DataSets, Items, Source, read_sets, validation_batches
 from rc_agents.training.objectives import Retention, Step, objectives_of
@@ -31,7 +32,6 @@ from rc_agents.training.trainer import BridgeTrainer
 
 __all__ = ["TrainConfig", "TrainResult", "retention", "train"]
 
-SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 FREE = ("keep", "report_to")
 """Settings that a resumed run may change."""
 
@@ -159,7 +159,7 @@ class _Run:
                 "patience needs validation data: pass validation, or set validation_share"
             )
         objectives = objectives_of(self.config, self.model, self.sets.kinds(), retains=retains)
-        args = _arguments(self.config, self.folder, evaluates=bool(judged))
+        args = arguments(self.config, self.folder, evaluates=bool(judged))
         each = self.config.steps * self.config.gradient_accumulation
         return BridgeTrainer(
             self.model,
@@ -215,34 +215,6 @@ class _Run:
             run_folder.begin(self.folder, described | {"examples": counts})
         trainer.accelerator.wait_for_everyone()
         return place if resume else None
-
-
-def _arguments(config: TrainConfig, folder: Path, *, evaluates: bool) -> TrainingArguments:
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=config.steps,
-        per_device_train_batch_size=1,  # an item of the data set is a whole batch already
-        gradient_accumulation_steps=config.gradient_accumulation,
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=SCHEDULERS[config.schedule],
-        warmup_steps=math.ceil(config.warmup * config.steps),
-        max_grad_norm=config.max_grad_norm,
-        logging_steps=config.logged_every,
-        logging_nan_inf_filter=False,  # a loss that is not a number ends the run
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=config.evaluated_every,
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or config.steps,
-        seed=config.seed,
-        use_cpu=not torch.accelerator.is_available(),  # several processes then meet by gloo
-        report_to=list(config.report_to) or "none",
-        disable_tqdm=True,  # the trainer brings a bar of its own
-        dataloader_pin_memory=False,
-    )
-    arguments._n_gpu = 1  # DataParallel would copy the frozen models to every device
-    return arguments
 
 
 def _result(
