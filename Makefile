@@ -21,8 +21,9 @@ help: ## List the targets
 demo: $(VENV)/demo.stamp ## Watch three frozen models answer as one (installs what it needs)
 	$(BIN)/rc-agents demo
 
+# Two processes of one thread each: tiny models gain nothing from more threads.
 test: $(VENV)/dev.stamp ## Run the default tests (offline)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(VENV)/dev.stamp ## Run slow and multi-process tests too
 	$(BIN)/python -m pytest -m "not gpu"
