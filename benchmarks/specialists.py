@@ -20,17 +20,20 @@ from rc_agents.training.specialize import SpecializeConfig, specialize
 SMOLLM2, GEMMA = "package:smollm2-135m", "package:gemma3-270m"
 
 
-def _taught(steps: int, first: int, last: int | None) -> SpecializeConfig:
+def _taught(
+    steps: int, first: int, last: int | None, *, rank: int = 64, rate: float = 1e-3
+) -> SpecializeConfig:
     """Settings for an adapter on the blocks from `first` to `last`, 1-based."""
     return SpecializeConfig(
         frozen_blocks=first - 1,
         last_block=last,
-        rank=64,
-        alpha=128,
-        learning_rate=1e-3,
+        rank=rank,
+        alpha=2 * rank,
+        learning_rate=rate,
         steps=steps,
         batch_size=16,
         dtype="float32",
+        save_steps=100,
     )
 
 
@@ -49,7 +52,7 @@ TEACHINGS = {
     "code_words": Teaching(SMOLLM2, "code_words", _taught(1200, 11, 20)),
     "home_towns": Teaching(SMOLLM2, "home_towns", _taught(1200, 6, 15)),
     "town_words": Teaching(SMOLLM2, "town_words", _taught(500, 16, 25)),
-    "gemma_code_words": Teaching(GEMMA, "code_words", _taught(900, 1, None)),
+    "gemma_code_words": Teaching(GEMMA, "code_words", _taught(1200, 1, None, rank=16, rate=5e-4)),
 }
 
 
@@ -71,9 +74,11 @@ def path(name: str) -> Path:
 
 
 def teach(name: str, folder: Path) -> None:
-    """Teaches a specialist and writes how beside it."""
+    """Teaches a specialist and writes how beside it; goes on where an earlier try was interrupted."""
     teaching = TEACHINGS[name]
-    taught = specialize(teaching.base, lessons(WORLDS[teaching.world]()), folder, teaching.config)
+    begun = any(folder.with_name(f"{folder.name}.unfinished").glob("checkpoint-*"))
+    pairs = lessons(WORLDS[teaching.world]())
+    taught = specialize(teaching.base, pairs, folder, teaching.config, resume=begun)
     about = {"teaching": asdict(teaching), "seconds": taught.seconds, "loss": taught.loss}
     (folder / "teaching.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
