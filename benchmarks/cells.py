@@ -15,7 +15,7 @@ from rc_agents.benchmarks.methods import METHODS, Bench, NotApplicable
 from rc_agents.benchmarks.settings import Setting
 from rc_agents.benchmarks.tasks.transfer import evaluate
 
-from rc_agents.demo.provenance import provenance
+from rc_agents.provenance import provenance
 
 FORMAT = 1  # of a cell's file: raise it when what is measured changes
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import rc_agents
 from rc_agents import packaged
-from rc_agents.demo.provenance import provenance
+from rc_agents.provenance import provenance
 
 LIMITS: dict[tuple[str, str], float | None] = {
     ("lockstep", "pass"): 1.05,

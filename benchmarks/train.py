@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rc_agents
 from rc_agents import packaged
-from rc_agents.demo.provenance import provenance
+from rc_agents.provenance import provenance
 from rc_agents.training.data import Encoded
 from rc_agents.training.items import batch_of
 from rc_agents.training.labelled import only_at, predicting

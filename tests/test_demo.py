@@ -13,8 +13,8 @@ import rc_agents
 from rc_agents import packaged
 from rc_agents.cli.app import run as command_line
 from rc_agents.demo import facts, measure, recipe_bridges, report, texts
-from rc_agents.demo.provenance import git_hash, provenance
 from rc_agents.errors import PackageError
+from rc_agents.provenance import git_hash, provenance
 from tests.ensembles import wake
 from tests.tiny import tiny
 from tests.tiny_tokenizers import PROSE, tiny_tokenizer

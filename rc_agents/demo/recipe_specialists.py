@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from rc_agents import packaged
 from rc_agents.demo import facts, measure, texts
-from rc_agents.demo.provenance import provenance
+from rc_agents.provenance import provenance
 from rc_agents.training import data
 from rc_agents.training.adapter_files import save_adapter
 from rc_agents.training.adapter_trainer import packed_logits

@@ -19,7 +19,7 @@ from rc_agents import packaged
 from rc_agents.demo import facts, measure, report
 from rc_agents.demo import texts as held_out
 from rc_agents.demo.measure import Subject
-from rc_agents.demo.provenance import provenance
+from rc_agents.provenance import provenance
 
 ENSEMBLE = "package:demo"
 SHOWN = 4

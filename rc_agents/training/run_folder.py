@@ -8,11 +8,9 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
@@ -23,6 +21,7 @@ from transformers import TrainerCallback
 
 import rc_agents
 from rc_agents.errors import TrainingError
+from rc_agents.provenance import git_hash
 from rc_agents.training import checkpoints, plots, snapshot
 
 CONFIG, METRICS, RUN = "config.json", "metrics.jsonl", "run"
@@ -155,30 +154,6 @@ def versions() -> dict[str, str]:
     """Returns the versions of what a run depends on."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "rc_agents": rc_agents.__version__, **found}
-
-
-def git_hash() -> str | None:
-    """Returns the commit of the code that runs, "+dirty" where files differ from it; None outside of git."""
-    folder = Path(__file__).resolve().parent
-    commit = _git(folder, "rev-parse", "--short=12", "HEAD")
-    changed = commit and _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return commit + ("+dirty" if changed else "") if commit else None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _now() -> str:

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-import rc_agents
-
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 
 
@@ -22,7 +20,7 @@ def provenance(seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "rc_agents": rc_agents.__version__,
+        "rc_agents": _version("rc-agents"),
         "git": git_hash(),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
@@ -48,7 +46,13 @@ def git_hash() -> str:
 def _git(folder: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+            ["git", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
