@@ -23,6 +23,7 @@ class Recipe:
         ridge_documents: documents for it.
         own: share of the anchor's own state that a warm start takes away; the carrier is then the identity.
         gates: penalty of gates solved by logistic regression before training; None to leave them at their start.
+        quiet: share of the retained tokens at which such gates must be shut.
         whole_prompts: whether such gates open for a question's own tokens too.
         solved: whether the start is all there is; bridges from sources that know nothing are trained all the same.
         train: the trainer's settings; its learning rate and seed are set by the search and the run.
@@ -42,6 +43,7 @@ class Recipe:
     ridge_documents: int = 64
     own: float = 0.0
     gates: float | None = None
+    quiet: float = 0.9999
     whole_prompts: bool = False
     solved: bool = False
     train: TrainConfig = field(
@@ -59,7 +61,7 @@ class Recipe:
     search_steps: int | None = None
     ways: int = 4
     retained_documents: int = 120
-    retained_questions: int = 120
+    retained_questions: int = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +149,8 @@ _GENTLE = TrainConfig(
     retain_positions=120,
     retain_weight=2.0,
 )
-ANY = Recipe(bridge=_SHUTTING, gates=1e-3, solved=True)
-EARLY = Recipe(sites=(20,), bridge=_SHUTTING, gates=1e-3, train=_GENTLE, rates=(3e-5, 1e-4, 3e-4))
+ANY = Recipe(bridge=_SHUTTING, gates=1e-2, solved=True)
+EARLY = Recipe(sites=(20,), bridge=_SHUTTING, gates=1e-2, train=_GENTLE, rates=(3e-5, 1e-4, 3e-4))
 HOPS = Recipe(sites=(8, 10, 12, 14, 16, 18, 20), bridge=_ZERO, scale=1.0, rates=(3e-4, 1e-3, 3e-3))
 OTHER_FAMILY = Recipe(bridge=_RIDGE, scale=1.0, ridge=1e-3, rates=(1e-4, 3e-4, 1e-3))
 

@@ -65,6 +65,7 @@ def solve_gates(
         silent,
         bench.states,
         penalty=recipe.gates,
+        quiet=recipe.quiet,
         whole_prompts=recipe.whole_prompts,
         progress=False,
     )
