@@ -76,9 +76,7 @@ def test_three_kills_change_no_bit(folder, unbroken, tmp_path):
 def test_twelve_kills_each_change_no_bit(folder, tmp_path, seed):
     changes = {"steps": 60, "patience": 50, "gradient_accumulation": seed}
     run(folder, tmp_path / "unbroken", **changes)
-    seen = killed_and_resumed(
-        folder, tmp_path / "out", 12, seed=seed, start="forkserver", **changes
-    )
+    seen = killed_and_resumed(folder, tmp_path / "out", 12, seed=seed, **changes)
     print(*seen, sep="\n")
     assert len(seen) == 12
     assert outcome(tmp_path / "out") == outcome(tmp_path / "unbroken")

@@ -221,7 +221,7 @@ def adapter(folder, base, name="adapter"):
 
     model = tiny("llama", vocab_size=len(tiny_tokenizer("prose")))
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         peft.get_peft_model(model, config).save_pretrained(str(folder / name))
     return folder / name

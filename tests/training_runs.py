@@ -122,7 +122,6 @@ def killed_and_resumed(
     kills: int,
     *,
     seed: int,
-    start: str = "fork",
     **changes: Any,
 ) -> list[str]:
     """Trains in processes that are killed at random moments until it has happened `kills` times, then to the end.
@@ -133,15 +132,14 @@ def killed_and_resumed(
         kills: how often.
         seed: of the moments: within a fifth of a second behind the next few checkpoints; one in five kills comes in
             the first half second of a process.
-        start: how processes are made: by `fork` or from a clean `forkserver`.
         changes: of `RUN`.
 
     Returns:
         For each kill what was there: the last checkpoint, and whether another one was being written.
     """
-    context: Any = multiprocessing.get_context(start)
-    if start == "forkserver":
-        context.set_forkserver_preload(["tests.training_runs"])
+    # A fork of the test's own process would inherit autograd's threads.
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training_runs"])
     rng, seen = random.Random(seed), []
     unfinished = output.with_name(output.name + ".unfinished")
     while True:

@@ -53,7 +53,7 @@ def _adapted(bench: Bench, names: list[str], rank: int) -> Any:
         bench.setting.anchor, {}, dtype=bench.setting.dtype, device_map=bench.device
     ).models["anchor"]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, lora_dropout=0.0)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(bench.seed)
         return peft.get_peft_model(anchor, config).eval()
 

@@ -12,7 +12,7 @@ def random_weight_specialist(bench: Bench) -> Fitted:
     """Models of the specialists' architectures with random weights."""
     others = {}
     for place, name in enumerate(bench.frozen.specialists):
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1000 * bench.seed + place)
             model = AutoModelForCausalLM.from_config(
                 bench.frozen.models[name].config, dtype=getattr(torch, bench.setting.dtype)
