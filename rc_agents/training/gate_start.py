@@ -6,11 +6,14 @@ specialist knows are its positive examples, tokens on which the ensemble shall s
     min  mean over positives of log(1 + e^-z)  +  balance * mean over negatives of log(1 + e^z)  +  penalty * |v, u|^2
 
 The problem is convex and takes seconds, where training a gate through the output layer takes minutes and ends where its
-learning rate says. Shapes: N tokens, D width.
+learning rate says. A gate with a floor is then moved and made steeper: a chosen share of the negative examples lies
+below the floor, and nearly all of the positive ones where the gate is as good as 1, as half a bridge says nothing.
+Shapes: N tokens, D width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ from rc_agents.training.states import StateStore
 
 ROWS = 64  # examples read at a time
 MOST = 40_000  # tokens of one kind; a random sample beyond
+OPEN, SPEAKING = 0.98, 0.95  # the gate's value that this share of the positive examples reaches
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,7 @@ def start_gates(
         states: folder in which states are kept; training with `states=` finds them there.
         penalty: on the squared weights of the gate.
         balance: factor on the negative examples' mean.
-        quiet: share of the negative tokens at which a gate must lie below its floor; its bias is lowered until so.
-            Without a floor (`gate_floor=0`) nothing is lowered.
+        quiet: share of the negative tokens at which a gate with a floor must be shut.
         max_length, block_length: tokens of the longest pair, and of a block of text.
         whole_prompts: open for the prompt's tokens too; for sites at which the anchor has blocks left to read them.
         progress: show a bar while states are computed.
@@ -137,20 +140,36 @@ def fit_gate(
     solver.step(loss)
     with torch.no_grad():
         speaks, keeps = (x @ weight + bias for x in x_ND)
-        shut_below = float(torch.logit(torch.tensor(gate.floor or 0.5)))
-        lowered = max(0.0, float(keeps.quantile(quiet)) - shut_below) if gate.floor else 0.0
-        gate.value.copy_(bias[0] - lowered)
+        steep, shift = _to_floor(speaks, keeps, gate.floor, quiet) if gate.floor else (1.0, 0.0)
+        gate.value.copy_(steep * bias[0] + shift)
         start = 0
         for end in ends:
             width = len(gate.reads[end])
-            gate.reads[end].copy_(weight[start : start + width])
+            gate.reads[end].copy_(steep * weight[start : start + width])
             start += width
+        limit = _logit(gate.floor or 0.5)
         return GateFit(
-            open=float((speaks - lowered >= shut_below).float().mean()),
-            shut=float((keeps - lowered < shut_below).float().mean()),
+            open=float((steep * speaks + shift >= limit).float().mean()),
+            shut=float((steep * keeps + shift < limit).float().mean()),
             positives=len(speaks),
             negatives=len(keeps),
         )
+
+
+def _to_floor(speaks: Tensor, keeps: Tensor, floor: float, quiet: float) -> tuple[float, float]:
+    """Returns (a, b) so that a z + b lies below the floor for the quiet share, and opens for what speaks.
+
+    Never less steep than the regression, whose own threshold stays where the negatives leave it room.
+    """
+    limit = _logit(floor)
+    threshold = max(float(keeps.quantile(quiet)), limit)
+    room = float(speaks.quantile(1 - SPEAKING)) - threshold
+    steep = max(1.0, (_logit(OPEN) - limit) / room) if room > 0 else 1.0
+    return steep, limit - steep * threshold
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share))
 
 
 def _normal(h_ND: Tensor) -> Tensor:
