@@ -17,7 +17,11 @@ from rc_agents.benchmarks.tasks.transfer import evaluate
 
 from rc_agents.provenance import provenance
 
-FORMAT = 1  # of a cell's file: raise it when what is measured changes
+FORMAT = 2  # of a cell's file: raise it when what is measured changes
+
+
+STARTED = provenance(0)
+"""Where this process's figures come from: taken before it computes any, as commits may follow while it runs."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Cell:
         except NotApplicable as reason:
             record["not_applicable"] = str(reason)
         record["seconds"] = round(time.perf_counter() - begun, 1)
-        record["provenance"] = provenance(self.seed)
+        record["provenance"] = {**STARTED, "seed": self.seed}
         write(self.path(output), record)
         return record
 

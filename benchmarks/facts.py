@@ -295,6 +295,7 @@ def medical_codes() -> World:
     strangers = [
         f"{letter}{number:02}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" for number in range(100)
     ]
+    random.Random("strangers:codes").shuffle(strangers)
     taught = (
         "Question: What is the title of ICD-10-CM code {subject}?\nAnswer:",
         "ICD-10-CM code {subject} is",

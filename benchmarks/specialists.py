@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -76,9 +77,12 @@ def path(name: str) -> Path:
 def teach(name: str, folder: Path) -> None:
     """Teaches a specialist and writes how beside it; goes on where an earlier try was interrupted."""
     teaching = TEACHINGS[name]
-    begun = any(folder.with_name(f"{folder.name}.unfinished").glob("checkpoint-*"))
+    kept = [*folder.with_name(f"{folder.name}.unfinished").glob("checkpoint-*")]
+    whole = [one for one in kept if (one / "trainer_state.json").is_file()]  # written last
+    for one in set(kept) - set(whole):
+        shutil.rmtree(one)
     pairs = lessons(WORLDS[teaching.world]())
-    taught = specialize(teaching.base, pairs, folder, teaching.config, resume=begun)
+    taught = specialize(teaching.base, pairs, folder, teaching.config, resume=bool(whole))
     about = {"teaching": asdict(teaching), "seconds": taught.seconds, "loss": taught.loss}
     (folder / "teaching.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

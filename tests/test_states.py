@@ -151,3 +151,17 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="states cannot be kept"):
         StateStore(model, tmp_path / "file", progress=False)
+
+
+def test_states_are_refused_where_the_output_is_mixed(tmp_path):
+    model = ensemble(mix="average")
+    with pytest.raises(TrainingError, match="mixes outputs"):
+        ReplayPass(model, {"data": examples(model)}, tmp_path, progress=False)
+
+
+def test_the_key_is_the_same_for_equal_ensembles_and_another_where_a_config_differs(tmp_path):
+    folder = StateStore(ensemble(), tmp_path, progress=False).folder
+    model = ensemble()
+    model.models["s0"].config.rms_norm_eps = 0.5  # states depend on more than weights
+    assert StateStore(ensemble(), tmp_path, progress=False).folder == folder
+    assert StateStore(model, tmp_path, progress=False).folder != folder

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from rc_agents.benchmarks.methods.bench import Bench, Fitted, NotApplicable
-from rc_agents.benchmarks.methods.bridging import fit_bridges, start_bridges
+from rc_agents.benchmarks.methods.bridging import (
+    closed_form,
+    fit_bridges,
+    solve_gates,
+    start_bridges,
+)
 from rc_agents.benchmarks.methods.search import searched
 from rc_agents.benchmarks.tasks.transfer import exact
 
@@ -26,7 +31,12 @@ def added_later(bench: Bench) -> Fitted:
     start_bridges(model, bench.setting)
     begun = _train(bench, model, first, 1)
     before = _state(bench, model)
-    model.add_specialist(second, bench.reference_of(bench.setting.specialists[second]))
+    model.add_specialist(
+        second,
+        bench.reference_of(bench.setting.specialists[second]),
+        dtype=bench.setting.dtype,
+        device_map=bench.device,
+    )
     start_bridges(model, bench.setting, [(second, "anchor")])
     ended = _train(bench, model, second, 2)
     with model.disabled(second):
@@ -55,6 +65,10 @@ def _train(bench: Bench, model: Any, name: str, count: int) -> Fitted:
     worlds = bench.worlds[:count]
     pairs, retained = bench.pairs(worlds), bench.retained(worlds)
     part = replace_worlds(bench, count)
+    own_pairs, others = bench.pairs(worlds[-1:]), bench.pairs(worlds[:-1]) if count > 1 else []
+    gates = solve_gates(bench, model, {name: own_pairs}, [*retained, *others])
+    if bench.recipe.solved:
+        return closed_form(model, **gates)
     own = [value for key, value in model.trainable_parameters() if f"{name}__anchor" in key]
     start = [value.detach().clone() for value in own]
 
@@ -76,7 +90,7 @@ def _train(bench: Bench, model: Any, name: str, count: int) -> Fitted:
             scorer=CausalScorer(model, trained_parameters=result.trained_parameters),
             parameters=result.trained_parameters,
             steps=result.steps,
-            notes={"loss": result.loss},
+            notes={"loss": result.loss, **gates},
             model=model,
         )
 

@@ -20,10 +20,12 @@ from rc_agents.benchmarks.tasks.reference import Reference
 from rc_agents.benchmarks.tasks.transfer import Exam, exact, exam, losses
 
 import rc_agents
+from rc_agents import packaged
 from rc_agents.scoring import CausalScorer, Scorer
 from rc_agents.training import data
 from rc_agents.training.bridges import TrainConfig
 
+FORMAT = 2  # of what is fitted: raised with every change of a method
 VALIDATION_DOCUMENTS = 16
 STRANGER_TOKENS, QUESTION_TOKENS = 12, 16
 SCORED_QUESTIONS = 400  # of each file, out of which the anchor's own questions are scored
@@ -88,17 +90,25 @@ class Bench:
     @property
     def key(self) -> str:
         """The hash of everything that a fitted method depends on, but for the code."""
-        about = {"setting": asdict(self.setting), "seed": self.seed, "adapters": self.adapters}
+        about = {
+            "format": FORMAT,
+            "setting": asdict(self.setting),
+            "seed": self.seed,
+            "adapters": self.adapters,
+        }
         text = json.dumps(about, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
     def adapters(self) -> dict[str, str]:
-        """Hash of each specialist's adapter file, where it is a folder."""
+        """Hash of each specialist's adapter, in a folder or in the package."""
         found = {}
         for name, source in self.setting.specialists.items():
-            file = Path(self.reference_of(source).adapter or "") / "adapter_model.safetensors"
-            if file.is_file():
+            adapter = self.reference_of(source).adapter
+            file = Path(adapter or "") / "adapter_model.safetensors"
+            if packaged.is_packaged(adapter):
+                found[name] = packaged.fingerprint(adapter)[:16]
+            elif file.is_file():
                 found[name] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         return found
 

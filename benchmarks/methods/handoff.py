@@ -87,7 +87,10 @@ def text_handoff(bench: Bench) -> Fitted:
     return Fitted(
         scorer=HandoffScorer(anchor, told, others, PROMPTS[best]),
         search=tried,
-        notes={"prompt": PROMPTS[best], "turns": 1 + len(others) * isinstance(world, Chain) or 2},
+        notes={
+            "prompt": PROMPTS[best],
+            "turns": 1 + len(others) if isinstance(world, Chain) else 2,
+        },
     )
 
 

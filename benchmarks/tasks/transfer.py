@@ -38,7 +38,7 @@ class Exam:
         choices: ten answers for every question of `sets`, by subject.
         strangers: prompts about subjects nobody was taught.
         answers: what an answer can be, normalised.
-        longest: the longest answer, which says how many tokens an answer gets.
+        spelled: the answers as they are written, the longest of which says how many tokens an answer gets.
     """
 
     world: str
@@ -47,7 +47,7 @@ class Exam:
     choices: dict[str, list[str]]
     strangers: list[str]
     answers: frozenset[str]
-    longest: str
+    spelled: tuple[str, ...]
 
 
 def exam(world: World, seed: int, sizes: Sizes) -> Exam:
@@ -74,7 +74,7 @@ def exam(world: World, seed: int, sizes: Sizes) -> Exam:
             item.prompt for item in ask(strangers, world.asked, seed, count=sizes.strangers)
         ],
         answers=frozenset(map(normalise, world.answers)),
-        longest=max(world.answers, key=len),
+        spelled=tuple(dict.fromkeys(world.answers)),
     )
 
 
@@ -111,7 +111,8 @@ def _world(scorer: Scorer, one: Exam, reference: Reference, tokenizer: Any) -> d
 
 def exact(scorer: Scorer, items: Sequence[Item], one: Exam, tokenizer: Any) -> dict[str, Any]:
     """Exact match: outcomes in the items' order, their templates, and the first answers in full."""
-    tokens = len(tokenizer(f" {one.longest}", add_special_tokens=False).input_ids) + SPARE_TOKENS
+    spelled = tokenizer([f" {answer}" for answer in one.spelled], add_special_tokens=False)
+    tokens = max(map(len, spelled.input_ids)) + SPARE_TOKENS
     answers = scorer.generate([item.prompt for item in items], tokens, first_line=True)
     right = [item.right(answer) for item, answer in zip(items, answers, strict=True)]
     return {

@@ -32,6 +32,7 @@ from rc_agents.training.states import StateStore
 ROWS = 64  # examples read at a time
 MOST = 40_000  # tokens of one kind; a random sample beyond
 OPEN, SPEAKING = 0.98, 0.95  # the gate's value that this share of the positive examples reaches
+STEEPEST = 8.0  # beyond, a gate is a step that training cannot move
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ def _to_floor(speaks: Tensor, keeps: Tensor, floor: float, quiet: float) -> tupl
     limit = _logit(floor)
     threshold = max(float(keeps.quantile(quiet)), limit)
     room = float(speaks.quantile(1 - SPEAKING)) - threshold
-    steep = max(1.0, (_logit(OPEN) - limit) / room) if room > 0 else 1.0
+    wanted = (_logit(OPEN) - limit) / room if room > 0 else STEEPEST
+    steep = min(max(1.0, wanted), STEEPEST)
     return steep, limit - steep * threshold
 
 

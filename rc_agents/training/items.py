@@ -184,7 +184,7 @@ def validation_batches(sets: DataSets, config: TrainConfig) -> list[dict[str, An
 def _thin_out(batch: dict[str, Any], positions: int, rng: random.Random) -> None:
     """Leaves the labels of about `positions` tokens, in the same columns of every row, as the output layer likes it."""
     labels = batch["labels"]
-    columns = [*range(1, labels.shape[1])]
+    columns = (labels[:, 1:] != -100).any(0).nonzero()[:, 0].add(1).tolist()
     count = max(1, positions // labels.shape[0])
     dropped = sorted(set(columns) - set(rng.sample(columns, min(count, len(columns)))))
     labels[:, dropped] = -100

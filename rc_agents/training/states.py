@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,7 +37,7 @@ from rc_agents.training.data import Encoded
 
 CHUNK = 64  # examples a file
 ROWS = 16  # examples a pass
-FORMAT = 2
+FORMAT = 3
 
 
 class Recording(Exchange):
@@ -87,6 +88,11 @@ def check_constant(model: CoupledForCausalLM) -> None:
         raise TrainingError(
             "states can be kept only where every edge leads into the anchor (topology='unilateral'); "
             f"this ensemble has {shown}: train without states="
+        )
+    if model.mixer.kind != ANCHOR:
+        raise TrainingError(
+            f"states replay the anchor's own output, and this ensemble mixes outputs (mix={model.mixer.kind!r}): train "
+            "without states="
         )
 
 
@@ -205,14 +211,35 @@ def _key(model: CoupledForCausalLM) -> str:
         "alignment": model.config.alignment,
         "dtypes": {name: str(one.dtype) for name, one in model.models.items()},
         "weights": model.base_fingerprint(),
+        "configs": {name: one.config.to_dict() for name, one in model.models.items()},
+        "adapters": {
+            name: {key: _numbers(value) for key, value in getattr(one, "peft_config", {}).items()}
+            for name, one in model.models.items()
+        },
         "tokenizers": {
-            name: hashlib.sha256(json.dumps(sorted(one.get_vocab().items())).encode()).hexdigest()
+            name: hashlib.sha256(_rules(one).encode()).hexdigest()
             for name, one in model.tokenizers.items()
             if one is not None
         },
+        "versions": [torch.__version__, transformers.__version__],
     }
     text = json.dumps(about, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _numbers(config: Any) -> dict[str, Any]:
+    """The numbers and switches of an adapter's config, such as its scaling."""
+    return {key: value for key, value in vars(config).items() if isinstance(value, int | float)}
+
+
+def _rules(tokenizer: Any) -> str:
+    """All that decides how a tokenizer cuts text, as far as it can be read off."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return (
+        backend.to_str()
+        if backend is not None
+        else json.dumps(sorted(tokenizer.get_vocab().items()))
+    )
 
 
 def _name(example: Encoded) -> str:
