@@ -165,3 +165,9 @@ def test_the_key_is_the_same_for_equal_ensembles_and_another_where_a_config_diff
     model.models["s0"].config.rms_norm_eps = 0.5  # states depend on more than weights
     assert StateStore(ensemble(), tmp_path, progress=False).folder == folder
     assert StateStore(model, tmp_path, progress=False).folder != folder
+
+
+def test_states_are_refused_while_a_specialist_is_disabled(tmp_path):
+    model = ensemble()
+    with model.disabled("s0"), pytest.raises(TrainingError, match="s0 is disabled"):
+        StateStore(model, tmp_path, progress=False)

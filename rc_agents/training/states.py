@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from rc_agents import selection
 from rc_agents.errors import TrainingError
 from rc_agents.execution.exchange import EXCHANGE, Exchange
 from rc_agents.modeling import CoupledForCausalLM
@@ -88,6 +89,10 @@ def check_constant(model: CoupledForCausalLM) -> None:
         raise TrainingError(
             "states can be kept only where every edge leads into the anchor (topology='unilateral'); "
             f"this ensemble has {shown}: train without states="
+        )
+    if cut := selection.cut_names(model):
+        raise TrainingError(
+            f"states are kept for the whole ensemble, and {', '.join(sorted(cut))} is disabled here; leave the block"
         )
     if model.mixer.kind != ANCHOR:
         raise TrainingError(
