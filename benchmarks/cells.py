@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,8 +18,18 @@ from rc_agents.benchmarks.tasks.transfer import evaluate
 
 from rc_agents.provenance import provenance
 
-FORMAT = 2  # of a cell's file: raise it when what is measured changes
-
+FORMAT = 3  # of a cell's file: raise it when what is measured changes
+UNTRAINED = (
+    "frozen_anchor",
+    "specialist",
+    "second_specialist",
+    "adapter_on_anchor",
+    "merged_adapters",
+    "text_handoff",
+)
+SAME = {
+    "adapter_on_anchor": "specialist"
+}  # where the specialist is an adapter on the anchor's base
 
 STARTED = provenance(0)
 """Where this process's figures come from: taken before it computes any, as commits may follow while it runs."""
@@ -36,14 +47,22 @@ class Cell:
         """Returns where its JSON lies."""
         return output / self.setting.name / f"{self.method}-{self.seed}.json"
 
-    def key(self, adapters: dict[str, str]) -> str:
-        """Returns the hash of its config and of the specialists' adapters, by which a file is up to date."""
+    def key(self, bench: Bench) -> str:
+        """Returns the hash of its config, its questions and the specialists' adapters: a file of the key is up to date.
+
+        A method without training depends on neither the recipe nor the setting's name, so settings share its cell.
+        """
+        setting = asdict(self.setting)
+        del setting["name"]
+        if self.method in UNTRAINED:
+            del setting["recipe"], setting["rates"], setting["topology"]
         about = {
             "format": FORMAT,
-            "setting": asdict(self.setting),
-            "method": self.method,
+            "setting": setting,
+            "method": SAME.get(self.method, self.method) if bench.shares_base else self.method,
             "seed": self.seed,
-            "adapters": adapters,
+            "asked": bench.asked,
+            "adapters": bench.adapters,
         }
         text = json.dumps(about, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -56,16 +75,20 @@ class Cell:
             return False
 
     def run(self, bench: Bench, output: Path) -> dict[str, Any]:
-        """Fits and scores the method, and writes the file; returns what it holds."""
+        """Fits and scores the method, or takes over another cell of the same key; writes the file and returns it."""
         begun = time.perf_counter()
         record: dict[str, Any] = {
-            "key": self.key(bench.adapters),
+            "key": self.key(bench),
             "setting": self.setting.name,
             "method": self.method,
             "seed": self.seed,
             "config": json.loads(json.dumps(asdict(self.setting), default=str)),
             "adapters": bench.adapters,
         }
+        if like := self._like(output, record["key"]):
+            record = {**like, **record, "taken_from": [like["setting"], like["method"]]}
+            write(self.path(output), record)
+            return record
         try:
             record |= self._scores(bench)
         except NotApplicable as reason:
@@ -74,6 +97,17 @@ class Cell:
         record["provenance"] = {**STARTED, "seed": self.seed}
         write(self.path(output), record)
         return record
+
+    def _like(self, output: Path, key: str) -> dict[str, Any] | None:
+        """Returns the record of another cell of this key, such as a frozen model's in another setting."""
+        if self.method not in UNTRAINED:
+            return None
+        for path in sorted(output.glob(f"*/*-{self.seed}.json")):
+            with contextlib.suppress(OSError, ValueError):
+                record = read(path)
+                if record.get("key") == key and "scores" in record:
+                    return record
+        return None
 
     def _scores(self, bench: Bench) -> dict[str, Any]:
         fitted = METHODS[self.method](bench)
@@ -119,6 +153,7 @@ def counts(bench: Bench) -> dict[str, Any]:
         "document_tokens": sizes.document_tokens,
         "questions": sizes.questions,
         "retained_documents": bench.recipe.retained_documents,
+        "retained_questions": bench.recipe.retained_questions,
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rc_agents.benchmarks.cells import read
+from rc_agents.benchmarks.cells import UNTRAINED, read
 from rc_agents.benchmarks.methods.registry import METHODS
 from rc_agents.benchmarks.statistics import Interval, hierarchical, paired, wilson
 
@@ -40,6 +40,7 @@ def report(folder: Path) -> str:
 def setting_tables(name: str, records: Sequence[Record]) -> str:
     """Returns the tables of one setting."""
     by_method: dict[str, list[Record]] = defaultdict(list)
+    records, older = _of_one_recipe(records)
     for record in sorted(records, key=lambda one: one["seed"]):
         by_method[record["method"]].append(record)
     scored = {
@@ -58,7 +59,23 @@ def setting_tables(name: str, records: Sequence[Record]) -> str:
         if "strangers" in first["scores"]["worlds"][world]:
             lines += _strangers_table(scored, world)
     lines += _elsewhere_table(scored) + _effort_table(scored) + _absent(by_method)
+    if older:
+        names = ", ".join(f"{one['method']} seed {one['seed']}" for one in older)
+        lines.append(f"Left out, as another recipe made them: {names}.\n")
     return "\n".join(lines)
+
+
+def _of_one_recipe(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Returns the records that the newest trained one's recipe made or that need none, and the others."""
+    trained = [one for one in records if one["method"] not in UNTRAINED]
+    if not trained:
+        return list(records), []
+    newest = max(trained, key=lambda one: (one["provenance"]["date"], one["method"]))
+    parts: tuple[list[Record], list[Record]] = ([], [])
+    for one in records:
+        same = all(one["config"][name] == newest["config"][name] for name in ("recipe", "rates"))
+        parts[one["method"] not in UNTRAINED and not same].append(one)
+    return parts
 
 
 def _order(method: str) -> int:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from rc_agents.benchmarks.facts import WORLDS, World
 
 from rc_agents import packaged
@@ -70,7 +71,12 @@ def path(name: str) -> Path:
     """Where a specialist's adapter lies; taught now where it is missing."""
     folder = packaged.cache_dir() / "transfer" / name
     if not (folder / "adapter_config.json").exists():
-        teach(name, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(
+            folder.with_name(f"{name}.lock")
+        ):  # another process waits for the one that teaches
+            if not (folder / "adapter_config.json").exists():
+                teach(name, folder)
     return folder
 
 

@@ -48,7 +48,7 @@ def run(
         for method in methods:
             cell = Cell(setting, method, seed)
             name = f"{setting.name} {method} seed {seed}"
-            if cell.is_done(output, cell.key(bench.adapters)):
+            if cell.is_done(output, cell.key(bench)):
                 print(f"{name}: up to date", flush=True)
                 continue
             begun = time.perf_counter()

@@ -284,6 +284,34 @@ def test_a_changed_setting_runs_again_and_a_failing_cell_leaves_the_others(
     assert read(cell.path(output))["key"] != key
 
 
+def test_a_setting_of_the_same_questions_takes_over_what_needs_no_training(setting, tmp_path):
+    output, folder = tmp_path / "results", tmp_path / "kept"
+    methods = ["specialist", "adapter_on_anchor", "coupled"]
+    assert transfer.run(setting, methods, [0], output, folder) == []
+    other = replace(setting, name="other", recipe=replace(setting.recipe, sites=(1,)))
+    assert transfer.run(other, methods, [0], output, folder) == []
+    records = {name: read(Cell(other, name, 0).path(output)) for name in methods}
+    assert records["specialist"]["taken_from"] == ["tiny", "adapter_on_anchor"]
+    assert records["specialist"]["setting"] == "other"
+    assert "taken_from" not in records["coupled"]
+    fewer = replace(setting, sizes=replace(setting.sizes, held_out=4))
+    assert transfer.run(fewer, ["specialist"], [0], output, folder) == []
+    assert "taken_from" not in read(Cell(fewer, "specialist", 0).path(output))
+
+
+def test_the_report_does_not_mix_recipes(setting, tmp_path):
+    output, folder = tmp_path / "results", tmp_path / "kept"
+    transfer.run(setting, ["specialist", "coupled"], [0], output, folder)
+    path = Cell(setting, "coupled", 0).path(output)
+    old = read(path)
+    old["config"]["recipe"]["scale"] = 99.0
+    old |= {"seed": 1, "provenance": {**old["provenance"], "date": "2000-01-01 00:00 UTC"}}
+    path.with_name("coupled-1.json").write_text(json.dumps(old))
+    text = report(output)
+    assert "| coupled | 1 x 5 |" in text
+    assert "another recipe made them: coupled seed 1" in text
+
+
 def test_the_second_specialist_comes_and_goes(setting, tmp_path):
     later = replace(
         setting,

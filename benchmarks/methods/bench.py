@@ -25,10 +25,10 @@ from rc_agents.scoring import CausalScorer, Scorer
 from rc_agents.training import data
 from rc_agents.training.bridges import TrainConfig
 
-FORMAT = 2  # of what is fitted: raised with every change of a method
+FORMAT = 3  # of what is fitted: raised with every change of a method
 VALIDATION_DOCUMENTS = 16
-STRANGER_TOKENS, QUESTION_TOKENS = 12, 16
-SCORED_QUESTIONS = 400  # of each file, out of which the anchor's own questions are scored
+STRANGER_TOKENS, QUESTION_TOKENS = 12, 32
+SCORED_QUESTIONS = 120  # of each file, out of which the anchor's own questions are scored
 PERPLEXITY_LIMIT = (
     1.02  # of the frozen anchor's: a learning rate that breaks it is chosen only where all do
 )
@@ -94,6 +94,7 @@ class Bench:
             "format": FORMAT,
             "setting": asdict(self.setting),
             "seed": self.seed,
+            "asked": self.asked,
             "adapters": self.adapters,
         }
         text = json.dumps(about, sort_keys=True, default=str)
@@ -123,6 +124,21 @@ class Bench:
     def exams(self) -> list[Exam]:
         """The questions, one exam a world."""
         return [exam(world, self.seed, self.setting.sizes) for world in self.worlds]
+
+    @cached_property
+    def asked(self) -> str:
+        """Hash of everything that is asked, and of the facts and templates that may train."""
+        about: list[Any] = [
+            [item.prompt, item.fact.answer, one.choices.get(item.fact.subject)]
+            for one in self.exams
+            for items in (*one.sets.values(), one.validation)
+            for item in items
+        ]
+        about += [one.strangers for one in self.exams]
+        about += [asdict(world) for world in self.worlds]
+        sizes = self.setting.sizes
+        about += [questions(sizes.questions), documents("test", sizes.documents)]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
     # The models.
 
