@@ -149,7 +149,7 @@ _GENTLE = TrainConfig(
     retain_positions=120,
     retain_weight=2.0,
 )
-ANY = Recipe(bridge=_SHUTTING, gates=3e-3, solved=True)
+ANY = Recipe(bridge=_SHUTTING, gates=1e-3, quiet=0.9995, solved=True)
 EARLY = Recipe(sites=(20,), bridge=_SHUTTING, gates=3e-3, train=_GENTLE, rates=(3e-5, 1e-4, 3e-4))
 HOPS = Recipe(sites=(8, 10, 12, 14, 16, 18, 20), bridge=_ZERO, scale=1.0, rates=(3e-4, 1e-3, 3e-3))
 OTHER_FAMILY = Recipe(bridge=_RIDGE, scale=1.0, ridge=1e-3, rates=(1e-4, 3e-4, 1e-3))
