@@ -24,6 +24,8 @@ CONTROLS = (
     "lora",
 )
 """Methods without what the specialist knows: the best of them is what coupling is compared with."""
+HALVES = ("specialist", "second_specialist", "without_first", "without_second")
+"""Of a chain these know one link each, so they are controls there."""
 OWNERS = ("specialist", "second_specialist")
 
 
@@ -117,9 +119,11 @@ def _facts_table(scored: dict[str, list[Record]], world: str, part: str, place: 
 
 def _owners(scored: dict[str, list[Record]], world: str, place: int) -> Sequence[str]:
     """Who is asked in the ensemble's place: the specialist of this world, or two of them in turns for a chain."""
-    first = next(iter(scored.values()))[0]
-    chained = "apart" in first["scores"]["worlds"][world]
-    return ("text_handoff",) if chained else OWNERS[place : place + 1]
+    return ("text_handoff",) if _is_chain(scored, world) else OWNERS[place : place + 1]
+
+
+def _is_chain(scored: dict[str, list[Record]], world: str) -> bool:
+    return "apart" in next(iter(scored.values()))[0]["scores"]["worlds"][world]
 
 
 def _share(groups: Sequence[Sequence[float]]) -> Interval:
@@ -135,7 +139,7 @@ def _gain(scored: dict[str, list[Record]], world: str, part: str) -> list[str]:
         return []
     mine = {one["seed"]: one for one in scored["coupled"]}
     best: tuple[float, str] | None = None
-    for control in CONTROLS:
+    for control in (*CONTROLS, *(HALVES if _is_chain(scored, world) else ())):
         both = [one for one in scored.get(control, []) if one["seed"] in mine]
         if both:
             value = hierarchical(outcomes(both, world, part, "exact"), draws=1).value

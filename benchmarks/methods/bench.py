@@ -203,8 +203,10 @@ class Bench:
     @cached_property
     def reference(self) -> Reference:
         """The frozen anchor's answers."""
-        made = self.frozen.base_fingerprint("anchor")
-        return Reference(self.anchor, str(made), self.folder / "references")
+        made = str(self.frozen.base_fingerprint("anchor"))
+        kind = self.frozen.device.type  # other kernels round otherwise
+        name = made if kind == "cpu" else f"{made}-{kind}"
+        return Reference(self.anchor, name, self.folder / "references")
 
     @property
     def states(self) -> Path:

@@ -41,6 +41,11 @@ def start_bridges(model: Any, setting: Setting, edges: Sequence[Any] | None = No
                     model.bridge(edge, site).map.weight.mul_(recipe.scale)
 
 
+def known(bench: Bench, names: Sequence[str]) -> dict[str, list[data.Pair]]:
+    """Returns by specialist the pairs that it answers: the first specialists know one world each."""
+    return {name: bench.pairs([world]) for name, world in zip(names, bench.worlds, strict=False)}
+
+
 def solve_gates(
     bench: Bench,
     model: Any,
@@ -130,11 +135,7 @@ def fitted_bridges(
         notes: what else belongs in the record.
     """
     start_bridges(model, bench.setting)
-    speak = {
-        name: bench.pairs([world])
-        for name, world in zip(model.specialists, bench.worlds, strict=False)
-    }
-    notes |= solve_gates(bench, model, speak, bench.retained())
+    notes |= solve_gates(bench, model, known(bench, model.specialists), bench.retained())
     if solved:
         return closed_form(model, **notes)
     start = [parameter.detach().clone() for _, parameter in model.trainable_parameters()]

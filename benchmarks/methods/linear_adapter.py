@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from rc_agents.benchmarks.methods.bench import Bench, Fitted
-from rc_agents.benchmarks.methods.bridging import start_bridges
+from rc_agents.benchmarks.methods.bridging import known, solve_gates, start_bridges
 from rc_agents.benchmarks.methods.search import searched
 from rc_agents.benchmarks.methods.tuning import Batch, LastStates, Lessons, tune
 from torch import Tensor, nn
@@ -17,9 +18,12 @@ from rc_agents.training.labelled import only_at
 
 
 def linear_adapter(bench: Bench) -> Fitted:
-    """h <- h + gate(h, h) W n(h) behind the blocks of the sites; for a single site that is `self_bridge`."""
+    """h <- h + gate(h, h) W n(h) behind the blocks of the sites, once for each specialist that the ensemble has.
+
+    It starts as the ensemble's bridges do, its gates solved on the anchor's own states.
+    """
     anchor = bench.frozen.models["anchor"]
-    names = dict.fromkeys(list(bench.frozen.specialists)[:1], anchor)
+    names = dict.fromkeys(bench.frozen.specialists, anchor)
     tokenizers = {"anchor": bench.tokenizer} | dict.fromkeys(names, bench.tokenizer)
     model = rc_agents.couple(
         anchor,
@@ -30,11 +34,18 @@ def linear_adapter(bench: Bench) -> Fitted:
         tokenizers=tokenizers,
     )
     start_bridges(model, bench.setting)
-    bridges = nn.ModuleList([model.bridge(model.edges[0], k) for k in range(len(model.sites))])
+    notes = solve_gates(bench, model, known(bench, model.specialists), bench.retained())
+    bridges = nn.ModuleList(
+        nn.ModuleList(model.bridge(edge, site) for edge in model.edges)
+        for site in range(len(model.sites))
+    )
     own = rc_agents.couple(
         bench.setting.anchor, {}, dtype=bench.setting.dtype, device_map=bench.device
     ).models["anchor"]
-    attach(own, dict(zip([row[0] for row in model.sites], bridges, strict=True)))
+    layers = [row[0] for row in model.sites]
+    attach(
+        own, {layer: cast(nn.ModuleList, each) for layer, each in zip(layers, bridges, strict=True)}
+    )
     start = [parameter.detach().clone() for parameter in bridges.parameters()]
     lessons = Lessons(bench)
     frozen = LastStates([anchor], lessons)
@@ -58,14 +69,14 @@ def linear_adapter(bench: Bench) -> Fitted:
             scorer=CausalScorer(own, bench.tokenizer, trained_parameters=count),
             parameters=count,
             steps=config.steps,
-            notes={"loss": loss, "sites": list(bench.recipe.sites)},
+            notes={"loss": loss, "sites": list(bench.recipe.sites), **notes},
         )
 
     return searched(bench, bench.setting.rates["linear_adapter"], fit)
 
 
-def attach(model: Any, bridges: dict[int, nn.Module]) -> None:
-    """Lets each block of a model, 1-based, be followed by a bridge that reads and writes the model's own state."""
+def attach(model: Any, bridges: Mapping[int, nn.ModuleList]) -> None:
+    """Lets blocks of a model, 1-based, be followed by bridges that read and write the model's own state."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     blocks = next(
         module
@@ -73,13 +84,19 @@ def attach(model: Any, bridges: dict[int, nn.Module]) -> None:
         if isinstance(module, nn.ModuleList) and len(module) == count
     )
 
-    def after(bridge: nn.Module) -> Any:
+    def after(each: nn.ModuleList) -> Any:
         def update(module: nn.Module, args: Any, output: Any) -> Any:
             if isinstance(output, tuple):
-                return (output[0] + bridge(output[0], output[0]), *output[1:])
-            return output + bridge(output, output)
+                return (_updated(output[0], each), *output[1:])
+            return _updated(output, each)
 
         return update
 
-    for number, bridge in bridges.items():
-        blocks[number - 1].register_forward_hook(after(bridge))
+    for number, each in bridges.items():
+        blocks[number - 1].register_forward_hook(after(each))
+
+
+def _updated(h: Tensor, bridges: nn.ModuleList) -> Tensor:
+    for update in [bridge(h, h) for bridge in bridges]:
+        h = h + update
+    return h

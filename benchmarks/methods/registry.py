@@ -22,6 +22,8 @@ METHODS: dict[str, Method] = {
     "added_later": added_later.added_later,
     "zero_source": sources.zero_source,
     "shuffled_source": sources.shuffled_source,
+    "without_first": sources.without_first,
+    "without_second": sources.without_second,
     "random_weight_specialist": other_sources.random_weight_specialist,
     "self_bridge": other_sources.self_bridge,
     "linear_adapter": linear_adapter.linear_adapter,
