@@ -12,6 +12,7 @@ from rc_agents.benchmarks.methods.search import searched
 from rc_agents.benchmarks.settings import Setting
 from rc_agents.benchmarks.tasks.items import documents
 
+from rc_agents.bridges import TokenGate
 from rc_agents.scoring import CausalScorer
 from rc_agents.training import data
 from rc_agents.training.bridges import TrainConfig, TrainResult, train
@@ -61,7 +62,7 @@ def solve_gates(
         retained: where nobody should speak; strangers are left to training.
     """
     recipe = bench.recipe
-    if recipe.gates is None:
+    if recipe.gates is None or not isinstance(model.bridge(model.edges[0], 0).gate, TokenGate):
         return {}
     silent = [one for one in retained if getattr(one, "group", "") != "strangers"]
     fits = start_gates(

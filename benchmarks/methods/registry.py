@@ -10,6 +10,7 @@ from rc_agents.benchmarks.methods import (
     lora,
     merged,
     other_sources,
+    scalar_gate,
     sources,
 )
 from rc_agents.benchmarks.methods.bench import Method
@@ -20,6 +21,7 @@ METHODS: dict[str, Method] = {
     "second_specialist": frozen.second_specialist,
     "coupled": coupled.coupled,
     "added_later": added_later.added_later,
+    "scalar_gate": scalar_gate.scalar_gate,
     "zero_source": sources.zero_source,
     "shuffled_source": sources.shuffled_source,
     "without_first": sources.without_first,
