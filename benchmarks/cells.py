@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rc_agents.benchmarks.methods import METHODS, Bench, NotApplicable
-from rc_agents.benchmarks.settings import Setting
+from rc_agents.benchmarks.settings import Setting, told
 from rc_agents.benchmarks.tasks.transfer import evaluate
 
 from rc_agents.provenance import provenance
@@ -52,10 +52,12 @@ class Cell:
 
         A method without training depends on neither the recipe nor the setting's name, so settings share its cell.
         """
-        setting = asdict(self.setting)
-        del setting["name"]
-        if self.method in UNTRAINED:
-            del setting["recipe"], setting["rates"], setting["topology"]
+        setting = told(self.setting)
+        for name in (
+            "name",
+            *(("recipe", "rates", "topology") if self.method in UNTRAINED else ()),
+        ):
+            setting.pop(name, None)
         about = {
             "format": FORMAT,
             "setting": setting,

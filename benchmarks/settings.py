@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any
 
 from rc_agents.benchmarks.specialists import SMOLLM2
 
@@ -19,8 +20,10 @@ class Recipe:
         sites: the anchor's 1-based blocks.
         bridge: the bridges' form.
         scale: factor on the maps before training, such as four times the identity.
-        ridge: lambda of a warm start by ridge regression on general text; None for none.
-        ridge_documents: documents for it.
+        carrier: how the maps start: "bridge", as the bridge's own config says; "ridge", by regression on general text;
+            "vocabulary", from the output layers.
+        ridge: lambda of the regression.
+        start_documents: documents for it, or to measure the size of the states.
         own: share of the anchor's own state that a warm start takes away; the carrier is then the identity.
         gates: penalty of gates solved by logistic regression before training; None to leave them at their start.
         quiet: share of the retained tokens at which such gates must be shut.
@@ -39,8 +42,9 @@ class Recipe:
         default_factory=lambda: BridgeConfig(gate="token", gate_init=-2.0, start="identity")
     )
     scale: float = 4.0
-    ridge: float | None = None
-    ridge_documents: int = 64
+    carrier: str = "bridge"
+    ridge: float = 1e-3
+    start_documents: int = 64
     own: float = 0.0
     gates: float | None = None
     quiet: float = 0.9999
@@ -135,9 +139,26 @@ class Setting:
     dtype: str = "float32"
 
 
+def told(value: Any) -> Any:
+    """Returns a setting as plain data that says only what differs from the defaults.
+
+    Keys are made of it, so that a new field with a default leaves finished cells up to date.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {}
+        for one in fields(value):
+            default = one.default_factory() if one.default_factory is not MISSING else one.default
+            if (given := getattr(value, one.name)) != default:
+                found[one.name] = told(given)
+        return found
+    if isinstance(value, Mapping):
+        return {name: told(one) for name, one in value.items()}
+    return [told(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 _SHUTTING = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="identity")
 _ZERO = BridgeConfig(gate="token", gate_init=0.0, start="zero")
-_RIDGE = BridgeConfig(gate="token", gate_init=0.0, start="ridge")
+_SHUTTING_ZERO = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="zero")
 # From a solved gate; the maps turn little, the gates hardly.
 _GENTLE = TrainConfig(
     steps=150,
@@ -152,7 +173,15 @@ _GENTLE = TrainConfig(
 ANY = Recipe(bridge=_SHUTTING, gates=1e-3, quiet=0.9995, solved=True)
 EARLY = Recipe(sites=(20,), bridge=_SHUTTING, gates=3e-3, train=_GENTLE, rates=(3e-5, 1e-4, 3e-4))
 HOPS = Recipe(sites=(8, 10, 12, 14, 16, 18, 20), bridge=_ZERO, scale=1.0, rates=(3e-4, 1e-3, 3e-3))
-OTHER_FAMILY = Recipe(bridge=_RIDGE, scale=1.0, ridge=1e-3, rates=(1e-4, 3e-4, 1e-3))
+OTHER_FAMILY = Recipe(
+    bridge=_SHUTTING_ZERO,
+    carrier="vocabulary",
+    scale=8.0,
+    start_documents=8,
+    gates=1e-3,
+    quiet=0.9995,
+    solved=True,
+)
 
 SETTINGS = {
     setting.name: setting

@@ -28,7 +28,7 @@ def added_later(bench: Bench) -> Fitted:
         raise NotApplicable("the setting has one specialist")
     first, second = names[:2]
     model = bench.couple({first: bench.reference_of(bench.setting.specialists[first])})
-    start_bridges(model, bench.setting)
+    start_bridges(bench, model)
     begun = _train(bench, model, first, 1)
     before = _state(bench, model)
     model.add_specialist(
@@ -37,7 +37,7 @@ def added_later(bench: Bench) -> Fitted:
         dtype=bench.setting.dtype,
         device_map=bench.device,
     )
-    start_bridges(model, bench.setting, [(second, "anchor")])
+    start_bridges(bench, model, [(second, "anchor")])
     ended = _train(bench, model, second, 2)
     with model.disabled(second):
         after = _state(bench, model)

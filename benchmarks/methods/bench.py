@@ -14,7 +14,7 @@ from typing import Any
 
 from rc_agents.benchmarks import specialists as taught
 from rc_agents.benchmarks.facts import WORLDS, World
-from rc_agents.benchmarks.settings import Recipe, Setting, Source
+from rc_agents.benchmarks.settings import Recipe, Setting, Source, told
 from rc_agents.benchmarks.tasks.items import documents, questions
 from rc_agents.benchmarks.tasks.reference import Reference
 from rc_agents.benchmarks.tasks.transfer import Exam, exact, exam, losses
@@ -92,7 +92,7 @@ class Bench:
         """The hash of everything that a fitted method depends on, but for the code."""
         about = {
             "format": FORMAT,
-            "setting": asdict(self.setting),
+            "setting": told(self.setting),
             "seed": self.seed,
             "asked": self.asked,
             "adapters": self.adapters,

@@ -12,28 +12,34 @@ from rc_agents.benchmarks.methods.search import searched
 from rc_agents.benchmarks.settings import Setting
 from rc_agents.benchmarks.tasks.items import documents
 
-from rc_agents.bridges import TokenGate
 from rc_agents.scoring import CausalScorer
 from rc_agents.training import data
 from rc_agents.training.bridges import TrainConfig, TrainResult, train
 from rc_agents.training.gate_start import start_gates
-from rc_agents.training.warm_start import warm_start
+from rc_agents.training.vocabulary_start import set_vocabulary_start
+from rc_agents.training.warm_start import gather, set_start
 
 
-def start_bridges(model: Any, setting: Setting, edges: Sequence[Any] | None = None) -> None:
+def start_bridges(bench: Bench, model: Any, edges: Sequence[Any] | None = None) -> None:
     """Sets the maps of some edges (all by default) to the recipe's start."""
-    recipe = setting.recipe
+    recipe = bench.recipe
     chosen = list(model.edges if edges is None else edges)
-    if recipe.ridge is not None:
-        warm_start(
+    if recipe.carrier in ("ridge", "vocabulary"):
+        fits = gather(model, documents("train", recipe.start_documents), progress=False)
+    if recipe.carrier == "vocabulary":
+        told = known(bench, model.specialists)
+        for edge in chosen:
+            answers = [pair.completion for pair in told.get(edge[0], [])]
+            set_vocabulary_start(model, fits, edges=[edge], answers=answers, scale=recipe.scale)
+    elif recipe.carrier == "ridge":
+        set_start(
             model,
-            documents("train", recipe.ridge_documents),
+            fits,
             edges=chosen,
             carrier="identity" if recipe.own else "ridge",
             ridge=recipe.ridge,
             scale=recipe.scale,
             own=recipe.own,
-            progress=False,
         )
     elif recipe.scale != 1.0:
         with torch.no_grad():
@@ -62,7 +68,7 @@ def solve_gates(
         retained: where nobody should speak; strangers are left to training.
     """
     recipe = bench.recipe
-    if recipe.gates is None or not isinstance(model.bridge(model.edges[0], 0).gate, TokenGate):
+    if recipe.gates is None or not hasattr(model.bridge(model.edges[0], 0).gate, "reads"):
         return {}
     silent = [one for one in retained if getattr(one, "group", "") != "strangers"]
     fits = start_gates(
@@ -135,7 +141,7 @@ def fitted_bridges(
         solved: leave the bridges at the recipe's start.
         notes: what else belongs in the record.
     """
-    start_bridges(model, bench.setting)
+    start_bridges(bench, model)
     notes |= solve_gates(bench, model, known(bench, model.specialists), bench.retained())
     if solved:
         return closed_form(model, **notes)

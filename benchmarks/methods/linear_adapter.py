@@ -33,7 +33,7 @@ def linear_adapter(bench: Bench) -> Fitted:
         bridge=bench.recipe.bridge,
         tokenizers=tokenizers,
     )
-    start_bridges(model, bench.setting)
+    start_bridges(bench, model)
     notes = solve_gates(bench, model, known(bench, model.specialists), bench.retained())
     bridges = nn.ModuleList(
         nn.ModuleList(model.bridge(edge, site) for edge in model.edges)

@@ -1,0 +1,200 @@
+"""Bridges between models of different vocabularies, solved from their output layers alone.
+
+Behind its last block a model says E S n(h): the norm n, its weights S = diag(s), the output layer E. Many texts are one
+token in both vocabularies. A bridge behind the last blocks that makes the target say of them what the source says is
+
+    W = argmin sum_t w_t |(E_i S_i)_t W - (E_j S_j)_t - c|^2 + lambda |W|^2,
+
+over the shared tokens t, with c free, as a constant added to every logit says nothing. No text is needed, and no
+example: the map knows every shared word. A regression of one model's states on the other's (`warm_start`) carries
+nothing between such models (docs/log.md), since it weighs directions by their size and not by what they say.
+
+The weights w_t are 1, and more for the tokens that answers are made of; the ends of both models' answers count as one
+token. Shapes: T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_agents.alignment.tokens import TokenBytes
+from rc_agents.backbone import find_blocks
+from rc_agents.bridges.linear import LinearMap
+from rc_agents.errors import TrainingError
+from rc_agents.modeling import CoupledForCausalLM
+from rc_agents.topology import ANCHOR, Edge
+from rc_agents.training.replay import Upper
+from rc_agents.training.warm_start import Fits
+
+ELEMENTWISE = 1e-2  # relative error at which a final norm counts as a norm with weights
+
+
+@torch.no_grad()
+def set_vocabulary_start(
+    model: CoupledForCausalLM,
+    fits: Fits,
+    *,
+    edges: Sequence[Edge | tuple[str, str]] | None = None,
+    answers: Iterable[str] = (),
+    emphasis: float = 3.0,
+    scale: float = 8.0,
+    ridge: float = 1e-4,
+) -> dict[str, int]:
+    """Sets the bridges behind the last blocks so that the anchor says what a specialist says.
+
+    Args:
+        model: an ensemble of linear bridges that has such a site; bridges at other sites are left as they are.
+        fits: what `warm_start.gather` returned for it, which says how large the specialist's states are.
+        edges: the edges to set, all of which lead into the anchor; all that do where left out.
+        answers: what the specialist shall say through the bridge, such as the completions of the training pairs.
+        emphasis: weight of the answers' tokens and ends together, as a multiple of that of all shared tokens.
+        scale: size of the update that a fully open gate lets through, as a multiple of the target's own state.
+        ridge: lambda, as a share of the mean squared entry of the target's output layer.
+
+    Returns:
+        `source__target.site` -> tokens shared by both vocabularies.
+
+    Raises:
+        TrainingError: no site behind the last blocks, another kind of bridge, a model whose last states do not reach
+            its output layer through a norm alone, no tokenizer, or no shared token.
+    """
+    chosen = [Edge(*edge) for edge in edges] if edges is not None else list(model.edges)
+    chosen = [edge for edge in chosen if edges is not None or edge.target == ANCHOR]
+    found = {}
+    for edge in chosen:
+        site = _last_site(model, edge)
+        source, target = (_Vocabulary(model, name) for name in (edge.source, edge.target))
+        shared = _shared(source, target)
+        if not shared:
+            raise TrainingError(
+                f"no token of {edge.source!r} is the same text as one of {edge.target!r}; use ridge instead"
+            )
+        weight = _solve(source, target, shared, _weights(target, shared, answers, emphasis), ridge)
+        sums = fits.sums[edge, site]
+        if not sums.count:
+            raise TrainingError(
+                "no states were gathered: the texts are shorter than what is skipped"
+            )
+        size = (((weight @ sums.xx) * weight).sum() / sums.count / len(weight)).sqrt()
+        bridge: Any = model.bridge(edge, site)
+        bridge.map.weight.copy_(weight * (scale / size))
+        found[f"{edge.key}.{site}"] = len(shared)
+    return found
+
+
+class _Vocabulary:
+    """What a model says of a normal state: its output layer with the last norm's weights, and each token's text."""
+
+    def __init__(self, model: CoupledForCausalLM, name: str) -> None:
+        own = model.models[name]
+        tokenizer = model.tokenizers.get(name)
+        if tokenizer is None:
+            raise TrainingError(
+                f"the tokenizer of {name!r} is not known; pass tokenizers= to couple"
+            )
+        self.name, self.tokenizer = name, tokenizer
+        self.end: int | None = tokenizer.eos_token_id
+        head: Any = own.get_output_embeddings()
+        self.weights_TD = head.weight.detach().cpu().double() * _norm_weights(own, name)
+        tokens = TokenBytes(tokenizer, name)
+        special = set(tokenizer.all_special_ids)
+        self.ids: dict[bytes, int] = {}
+        for token, text in tokens.pieces.items():
+            if text and token not in special and token < len(self.weights_TD):
+                self.ids.setdefault(text, token)
+
+
+def _norm_weights(own: Any, name: str) -> Tensor:
+    """Returns s (D,) with S n(h) what the output layer reads of h, up to a constant.
+
+    n(x) of signs x that sum to zero is x for a root-mean-square norm and for a layer norm alike.
+    """
+    upper = Upper(own, len(find_blocks(own)))
+    head: Any = upper.model.get_output_embeddings()
+    width = own.get_input_embeddings().weight.shape[1]
+    like = next(own.parameters())
+    read: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+
+    def reads(x_D: Tensor) -> Tensor:
+        ids = torch.zeros(1, 1, dtype=torch.long, device=like.device)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        upper.logits(x_D.to(like)[None, None], batch, torch.ones_like(ids, dtype=torch.bool))
+        return read.pop().detach().cpu().double().reshape(-1)
+
+    signs = torch.ones(width, dtype=torch.float64)
+    signs[1::2] = -1
+    turned = signs[torch.randperm(width, generator=torch.Generator().manual_seed(0))]
+    try:
+        each = [(reads(x) - reads(-x)) / 2 * x for x in (signs, turned)]
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(f"the last states of {name!r} cannot be read: {error}") from error
+    finally:
+        handle.remove()
+    if each[0].shape != signs.shape or (each[0] - each[1]).norm() > ELEMENTWISE * each[0].norm():
+        raise TrainingError(
+            f"between the last block of {name!r} and its output layer stands more than a norm; use ridge instead"
+        )
+    return each[0]
+
+
+def _last_site(model: CoupledForCausalLM, edge: Edge) -> int:
+    if edge.target != ANCHOR:
+        raise TrainingError(
+            f"{edge.source}->{edge.target}: only bridges into the anchor are heard as output"
+        )
+    names = [ANCHOR, *model.specialists]
+    ends = [names.index(edge.target), names.index(edge.source)]
+    last = [len(find_blocks(model.models[names[end]])) for end in ends]
+    for site, row in enumerate(model.sites):
+        if [row[end] for end in ends] == last:
+            if not isinstance(model.bridge(edge, site).map, LinearMap):
+                raise TrainingError(f"{edge.source}->{edge.target} is not a linear bridge")
+            return site
+    raise TrainingError(
+        f"{edge.source}->{edge.target} has no site behind the last blocks {last}; couple with sites={last[:1]}"
+    )
+
+
+def _shared(source: _Vocabulary, target: _Vocabulary) -> dict[int, int]:
+    """Returns target token -> source token of the same text, the ends of an answer among them."""
+    shared = {token: source.ids[text] for text, token in target.ids.items() if text in source.ids}
+    if shared and source.end is not None and target.end is not None:
+        shared[target.end] = source.end
+    return shared
+
+
+def _weights(
+    target: _Vocabulary, shared: dict[int, int], answers: Iterable[str], emphasis: float
+) -> Tensor:
+    counts: Counter[int] = Counter()
+    for answer in answers:
+        counts.update(target.tokenizer(answer, add_special_tokens=False).input_ids)
+        counts.update([target.end] if target.end is not None else [])
+    given = torch.tensor([float(counts[token]) for token in shared], dtype=torch.float64)
+    if not given.any():
+        return torch.ones_like(given)
+    return 1 + emphasis * len(given) * given / given.sum()
+
+
+def _solve(
+    source: _Vocabulary,
+    target: _Vocabulary,
+    shared: dict[int, int],
+    weights_T: Tensor,
+    ridge: float,
+) -> Tensor:
+    """Returns W (D_target, D_source)."""
+    a_TD = nn.functional.pad(target.weights_TD[list(shared)], (0, 1), value=1.0)  # the constant c
+    b_TD = source.weights_TD[list(shared.values())]
+    heavy_TD = a_TD * weights_T[:, None]
+    normal = heavy_TD.T @ a_TD
+    strength = ridge * float(normal.diagonal()[:-1].mean())
+    penalty = torch.full((len(normal),), strength, dtype=torch.float64)
+    penalty[-1] = 0
+    return torch.linalg.solve(normal + penalty.diag(), heavy_TD.T @ b_TD)[:-1]
