@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from . import backbone, placement
-from .alignment import anchor_sites, check_spells, matching_layers, same_tokenizer
+from .alignment import check_spells, same_tokenizer, site_rows
 from .bridges.router import check_widths
 from .config import BridgeConfig, CouplingConfig, ModelRef, check_choice, check_name
 from .errors import ConfigError, ModelError, TokenError
@@ -231,7 +231,7 @@ def describe(
     names = list(members)
     form = BridgeConfig.of(bridge)
     edges = resolve(topology, names)
-    depths = [backbone.num_blocks(member.model) for member in members.values()]
+    depths = {name: backbone.num_blocks(member.model) for name, member in members.items()}
     widths = {name: backbone.stream_width(member.model) for name, member in members.items()}
     if form.kind == "moe":
         check_widths(widths)
@@ -242,7 +242,7 @@ def describe(
     anchor = members[ANCHOR]
     kinds = {name: alignment_of(anchor, members[name], alignment) for name in names[1:]}
     check_mix(mix, form.kind, kinds)
-    rows = matching_layers(anchor_sites(sites, depths[0]), depths[0], depths)
+    rows = site_rows(sites, depths)
     return CouplingConfig(
         names=names,
         models={name: member.ref.to_dict() for name, member in members.items()},

@@ -1,7 +1,7 @@
 """Where models meet: in depth (which block) and in text (which token)."""
 
 from .clock import Clock
-from .depth import anchor_sites, matching_layers
+from .depth import Sites, anchor_sites, matching_layers, site_rows
 from .script import Chat, Script
 from .segments import Segments
 from .streams import AS_BEFORE, NOTHING, Branch, Row, SpanText
@@ -16,10 +16,12 @@ __all__ = [
     "Row",
     "Script",
     "Segments",
+    "Sites",
     "SpanText",
     "TokenBytes",
     "anchor_sites",
     "check_spells",
     "matching_layers",
     "same_tokenizer",
+    "site_rows",
 ]

@@ -3,9 +3,57 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
+from ..topology import ANCHOR
+
+Sites = int | Sequence[int] | Sequence[Mapping[str, int]]
+
+
+def site_rows(sites: Sites, depths: Mapping[str, int]) -> list[list[int]]:
+    """Returns, for every site, the 1-based block of each model after which it meets the others.
+
+    Args:
+        sites: a count or the anchor's blocks, as `anchor_sites` takes them, at which the others stand at the same
+            share of their depth; or for each site a mapping from models to blocks, at which one model may be far
+            ahead of another. A model that a mapping leaves out stands where the anchor's block says.
+        depths: blocks of every model, the anchor's first.
+
+    Raises:
+        ConfigError: no site, an unknown model, or blocks that are out of range or do not rise.
+    """
+    each = list(depths.values())
+    if not isinstance(sites, Sequence) or not any(isinstance(one, Mapping) for one in sites):
+        return matching_layers(anchor_sites(cast(Any, sites), each[0]), each[0], each)
+    rows = [_named_row(one, depths) for one in sites]
+    for column, (name, depth) in enumerate(depths.items()):
+        blocks = [row[column] for row in rows]
+        wrong = [block for block in blocks if not 1 <= block <= depth]
+        if wrong:
+            raise ConfigError(f"sites {wrong} lie outside the blocks 1..{depth} of {name!r}")
+        if sorted(set(blocks)) != blocks:
+            raise ConfigError(f"the sites of {name!r} must rise without repeats, got {blocks}")
+    return rows
+
+
+def _named_row(site: Any, depths: Mapping[str, int]) -> list[int]:
+    if not isinstance(site, Mapping) or ANCHOR not in site:
+        raise ConfigError(
+            f"a site that names models names the anchor's block too, such as {{'anchor': 12, ...}}; got {site!r}"
+        )
+    for name, block in site.items():
+        if name not in depths:
+            raise ConfigError(
+                f"a site names an unknown model {name!r}; {nearest(str(name), depths)}"
+            )
+        if isinstance(block, bool) or not isinstance(block, int):
+            raise ConfigError(f"a site is a 1-based block, got {block!r} for {name!r}")
+    matched = {
+        name: max(1, site[ANCHOR] * depth // depths[ANCHOR]) for name, depth in depths.items()
+    }
+    return [site.get(name, matched[name]) for name in depths]
 
 
 def anchor_sites(sites: int | Sequence[int], num_layers: int) -> list[int]:

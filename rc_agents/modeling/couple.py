@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..alignment import Sites
 from ..assembly import Loader, Reference, describe, member_names
 from ..config import BridgeConfig
 from ..errors import ConfigError
@@ -18,7 +19,7 @@ def couple(
     *,
     topology: str | Topology | Sequence[Sequence[str]] = "multi_bilateral",
     bridge: BridgeConfig | dict[str, Any] | str | None = None,
-    sites: int | Sequence[int] = 5,
+    sites: Sites = 5,
     alignment: str = "auto",
     mix: str = "anchor",
     device_map: Any = None,
@@ -35,7 +36,8 @@ def couple(
         specialists: name -> model, in order of addition; None or empty for the anchor alone.
         topology: "unilateral", "star_bilateral", "multi_bilateral", or a `Topology` of edges.
         bridge: the form of the bridges, a `BridgeConfig`.
-        sites: how many meeting points, the last block included, or the anchor's 1-based blocks.
+        sites: how many meeting points, the last block included; the anchor's 1-based blocks; or a mapping for each point,
+            such as {"anchor": 12, "medical": 28}, by which a model is read late and heard early.
         alignment: how tokens meet: "auto" (shared for equal tokenizers, else span), "shared", "span", or "clamp" (the
             published form, for comparison).
         mix: "anchor", "average", "learned" or "sigmoid".
