@@ -36,7 +36,7 @@ def couple(
         specialists: name -> model, in order of addition; None or empty for the anchor alone.
         topology: "unilateral", "star_bilateral", "multi_bilateral", or a `Topology` of edges.
         bridge: the form of the bridges, a `BridgeConfig`.
-        sites: how many meeting points, the last block included; the anchor's 1-based blocks; or a mapping for each point,
+        sites: how many meeting points, the last block included; the anchor's 1-based blocks; or a mapping for each,
             such as {"anchor": 12, "medical": 28}, by which a model is read late and heard early.
         alignment: how tokens meet: "auto" (shared for equal tokenizers, else span), "shared", "span", or "clamp" (the
             published form, for comparison).
