@@ -17,6 +17,7 @@ from .chat import chat
 from .demo import demo
 from .generate import generate
 from .info import info
+from .solve import solve
 from .specialize import specialize
 from .train import train
 
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, info, generate, chat, specialize, train):
+for command in (demo, info, generate, chat, specialize, solve, train):
     app.command()(command)
 
 

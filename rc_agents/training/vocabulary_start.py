@@ -67,7 +67,7 @@ def set_vocabulary_start(
     chosen = [edge for edge in chosen if edges is not None or edge.target == ANCHOR]
     found = {}
     for edge in chosen:
-        site = _last_site(model, edge)
+        site = last_site(model, edge)
         source, target = (_Vocabulary(model, name) for name in (edge.source, edge.target))
         shared = _shared(source, target)
         if not shared:
@@ -143,7 +143,12 @@ def _norm_weights(own: Any, name: str) -> Tensor:
     return each[0]
 
 
-def _last_site(model: CoupledForCausalLM, edge: Edge) -> int:
+def last_site(model: CoupledForCausalLM, edge: Edge) -> int:
+    """Returns the site behind the last blocks of a linear bridge's two ends.
+
+    Raises:
+        TrainingError: there is none, or the bridge is of another kind or does not lead into the anchor.
+    """
     if edge.target != ANCHOR:
         raise TrainingError(
             f"{edge.source}->{edge.target}: only bridges into the anchor are heard as output"

@@ -1,0 +1,130 @@
+"""Bridges that are solved: silent where nobody should speak, heard where the specialist knows."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+import rc_agents
+from rc_agents import CoupledForCausalLM
+from rc_agents.cli.app import run as command_line
+from rc_agents.errors import TrainingError
+from rc_agents.training.data import Document, Pair
+from rc_agents.training.solve import BRIDGE, own_answers, solve_bridges
+from tests.tiny import tiny
+from tests.tiny_tokenizers import PROSE, tiny_tokenizer
+
+pytestmark = pytest.mark.tiny
+
+TEXTS = [line for line in PROSE.splitlines() if len(line) > 20]
+KNOWS = [
+    Pair(f"name {number} is", f" {word}")
+    for number, word in enumerate(["mill", "river", "old", "by"])
+]
+
+
+def ensemble(other=None, **settings):
+    kind = tiny_tokenizer("prose")
+    anchor = tiny("llama", vocab_size=len(kind))
+    if other is None:
+        other = copy.deepcopy(anchor)
+        with torch.no_grad():
+            for block in other.model.layers:
+                for value in block.parameters():
+                    value.add_(
+                        0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+                    )
+    options = {"topology": "unilateral", "sites": 1, "bridge": BRIDGE} | settings
+    return rc_agents.couple(
+        anchor, {"words": other}, tokenizers={"anchor": kind, "words": kind}, **options
+    )
+
+
+def test_the_anchor_is_itself_where_nobody_should_speak_and_hears_what_is_known(tmp_path):
+    model = ensemble()
+    solved = solve_bridges(model, {"words": KNOWS}, TEXTS, tmp_path, penalty=1e-6, progress=False)
+    assert solved.carriers == {"words": "identity"}
+    (fit,) = solved.gates.values()
+    assert fit.shut >= 0.99
+    assert fit.open >= 0.75
+    tokenizer = model.tokenizer
+    silent = torch.tensor([tokenizer(TEXTS[0]).input_ids])
+    own = model(silent, specialists=[]).logits
+    same = (model(silent).logits == own).all(-1).float().mean()
+    assert same > 0.9
+    known = torch.tensor([tokenizer(KNOWS[0].prompt).input_ids])
+    assert not torch.equal(model(known).logits[:, -1], model(known, specialists=[]).logits[:, -1])
+
+
+def test_another_family_gets_its_map_from_the_output_layers(tmp_path):
+    model = ensemble(tiny("gpt2", vocab_size=len(tiny_tokenizer("prose"))))
+    solved = solve_bridges(model, {"words": KNOWS}, TEXTS, tmp_path, progress=False)
+    assert solved.carriers == {"words": "vocabulary"}
+    assert model.bridge(("words", "anchor"), 0).map.weight.abs().sum() > 0
+
+
+def test_own_answers_are_those_of_the_anchor_alone():
+    model = ensemble()
+    prompts = [text[:12] for text in TEXTS[:3]]
+    found = own_answers(model, prompts, max_new_tokens=4, batch_size=2, progress=False)
+    anchor, tokenizer = model.models["anchor"], model.tokenizer
+    for pair in found:
+        ids = torch.tensor([tokenizer(pair.prompt).input_ids])
+        with model.untapped("anchor"):
+            made = anchor.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+        assert pair.completion == tokenizer.decode(
+            made[0, ids.shape[1] :], skip_special_tokens=True
+        )
+    assert {pair.prompt for pair in found} <= set(prompts)
+    assert found
+
+
+@pytest.mark.parametrize(
+    ("knows", "silent", "settings", "message"),
+    [
+        ({}, TEXTS, {}, "examples for nobody"),
+        ({"other": KNOWS}, TEXTS, {}, "examples for other; the specialists are words"),
+        ({"words": [Document("a text")]}, TEXTS, {}, "1 of 1 examples are texts"),
+        ({"words": KNOWS}, [KNOWS[0]], {}, "no general text"),
+        ({"words": KNOWS}, TEXTS, {"sites": [1]}, "no site behind the last blocks"),
+        (
+            {"words": KNOWS},
+            TEXTS,
+            {"bridge": rc_agents.BridgeConfig(gate="scalar", start="zero")},
+            "sets token gates",
+        ),
+    ],
+)
+def test_what_cannot_be_solved_is_said_in_one_line(tmp_path, knows, silent, settings, message):
+    with pytest.raises(TrainingError, match=message):
+        solve_bridges(ensemble(**settings), knows, silent, tmp_path, progress=False)
+
+
+def test_the_command_saves_what_it_solved(tmp_path, capsys):
+    kind = tiny_tokenizer("prose")
+    for name, arch in (("a", "llama"), ("b", "gpt2")):
+        tiny(arch, vocab_size=len(kind)).save_pretrained(tmp_path / name)
+        kind.save_pretrained(tmp_path / name)
+    data, general, own = (tmp_path / name for name in ("pairs.jsonl", "general.txt", "own.txt"))
+    rows = [{"prompt": pair.prompt, "completion": pair.completion} for pair in KNOWS]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    general.write_text(PROSE)
+    own.write_text("The mill\nBy the\n")
+    line = [
+        *("solve", str(tmp_path / "out"), "--anchor", str(tmp_path / "a")),
+        *("--specialist", f"words={tmp_path / 'b'}", "--knows", f"words={data}"),
+        *("--retain", str(general), "--own", str(own)),
+    ]
+    assert command_line([*line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["carriers"] == {"words": "vocabulary"}
+    opened = CoupledForCausalLM.from_pretrained(tmp_path / "out")
+    assert opened.names == ["anchor", "words"]
+    assert command_line(line) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert (
+        command_line([*line[:1], str(tmp_path / "new"), *line[2:6], "--knows", "words", *line[8:]])
+        == 2
+    )
+    assert "NAME=DATA" in capsys.readouterr().err
