@@ -24,7 +24,9 @@ def solve(
     retain: Annotated[str, typer.Option(help="General text, on which nobody shall speak.")],
     own: Annotated[
         Path | None,
-        typer.Option(help="Prompts of the anchor's own, one a line; it answers them by itself."),
+        typer.Option(
+            help="Prompts of the anchor's own, one a line (\\n breaks it); it answers by itself."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     anchor: Anchor = None,
