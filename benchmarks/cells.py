@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rc_agents.benchmarks.methods import METHODS, Bench, NotApplicable
-from rc_agents.benchmarks.settings import Setting, told
+from rc_agents.benchmarks.methods.bench import FORMAT as FITTED
+from rc_agents.benchmarks.settings import Setting
 from rc_agents.benchmarks.tasks.transfer import evaluate
 
 from rc_agents.provenance import provenance
@@ -27,6 +29,7 @@ UNTRAINED = (
     "merged_adapters",
     "text_handoff",
 )
+TRAINING = ("recipe", "rates", "topology")  # of a setting: what these do not read
 SAME = {
     "adapter_on_anchor": "specialist"
 }  # where the specialist is an adapter on the anchor's base
@@ -52,19 +55,18 @@ class Cell:
 
         A method without training depends on neither the recipe nor the setting's name, so settings share its cell.
         """
-        setting = told(self.setting)
-        for name in (
-            "name",
-            *(("recipe", "rates", "topology") if self.method in UNTRAINED else ()),
-        ):
-            setting.pop(name, None)
+        setting = asdict(self.setting)
+        for name in ("name", *(TRAINING if self.method in UNTRAINED else ())):
+            del setting[name]
         about = {
-            "format": FORMAT,
+            "format": [FORMAT, *(() if self.method in UNTRAINED else (FITTED,))],
             "setting": setting,
+            "specialists": list(self.setting.specialists),
             "method": SAME.get(self.method, self.method) if bench.shares_base else self.method,
             "seed": self.seed,
             "asked": bench.asked,
             "adapters": bench.adapters,
+            "device": torch.device(bench.device or "cpu").type,
         }
         text = json.dumps(about, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -86,9 +88,11 @@ class Cell:
             "seed": self.seed,
             "config": json.loads(json.dumps(asdict(self.setting), default=str)),
             "adapters": bench.adapters,
+            "asked": bench.asked,
         }
         if like := self._like(output, record["key"]):
-            record = {**like, **record, "taken_from": [like["setting"], like["method"]]}
+            record = {**like, **record, "counts": counts(bench)}
+            record["taken_from"] = [like["setting"], like["method"]]
             write(self.path(output), record)
             return record
         try:

@@ -63,21 +63,32 @@ def setting_tables(name: str, records: Sequence[Record]) -> str:
     lines += _elsewhere_table(scored) + _effort_table(scored) + _absent(by_method)
     if older:
         names = ", ".join(f"{one['method']} seed {one['seed']}" for one in older)
-        lines.append(f"Left out, as another recipe made them: {names}.\n")
+        lines.append(f"Left out, as made with another recipe, questions or specialists: {names}.\n")
     return "\n".join(lines)
 
 
 def _of_one_recipe(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """Returns the records that the newest trained one's recipe made or that need none, and the others."""
+    """Returns the records made as the newest trained one was, of the same questions and specialists; and the others."""
+    if not records:
+        return [], []
     trained = [one for one in records if one["method"] not in UNTRAINED]
-    if not trained:
-        return list(records), []
-    newest = max(trained, key=lambda one: (one["provenance"]["date"], one["method"]))
+    newest = max(trained or records, key=lambda one: (one["provenance"]["date"], one["method"]))
+    asked = {one["seed"]: one["asked"] for one in sorted(records, key=_date) if "asked" in one}
+    asked[newest["seed"]] = newest["asked"]
     parts: tuple[list[Record], list[Record]] = ([], [])
     for one in records:
-        same = all(one["config"][name] == newest["config"][name] for name in ("recipe", "rates"))
-        parts[one["method"] not in UNTRAINED and not same].append(one)
+        read = () if one["method"] in UNTRAINED else ("recipe", "rates")
+        same = (
+            all(one["config"][name] == newest["config"][name] for name in (*read, "sizes"))
+            and one["adapters"] == newest["adapters"]
+            and one["asked"] == asked[one["seed"]]
+        )
+        parts[not same].append(one)
     return parts
+
+
+def _date(record: Record) -> str:
+    return str(record["provenance"]["date"])
 
 
 def _order(method: str) -> int:

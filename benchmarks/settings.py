@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from rc_agents.benchmarks.specialists import SMOLLM2
 
@@ -137,23 +136,6 @@ class Setting:
     )
     sizes: Sizes = field(default_factory=Sizes)
     dtype: str = "float32"
-
-
-def told(value: Any) -> Any:
-    """Returns a setting as plain data that says only what differs from the defaults.
-
-    Keys are made of it, so that a new field with a default leaves finished cells up to date.
-    """
-    if is_dataclass(value) and not isinstance(value, type):
-        found = {}
-        for one in fields(value):
-            default = one.default_factory() if one.default_factory is not MISSING else one.default
-            if (given := getattr(value, one.name)) != default:
-                found[one.name] = told(given)
-        return found
-    if isinstance(value, Mapping):
-        return {name: told(one) for name, one in value.items()}
-    return [told(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 _SHUTTING = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="identity")

@@ -299,6 +299,21 @@ def test_a_setting_of_the_same_questions_takes_over_what_needs_no_training(setti
     assert "taken_from" not in read(Cell(fewer, "specialist", 0).path(output))
 
 
+def test_a_raised_format_of_what_is_fitted_makes_its_cells_run_again(
+    setting, tmp_path, monkeypatch
+):
+    bench = Bench(setting, 0, tmp_path / "kept")
+    each = {name: Cell(setting, name, 0) for name in ("coupled", "specialist")}
+    before = {name: cell.key(bench) for name, cell in each.items()}
+    monkeypatch.setattr("rc_agents.benchmarks.cells.FITTED", 10**6)
+    after = {name: cell.key(bench) for name, cell in each.items()}
+    assert after["coupled"] != before["coupled"]
+    assert after["specialist"] == before["specialist"]
+    louder = replace(setting, recipe=replace(setting.recipe, scale=setting.recipe.scale + 1))
+    assert Cell(louder, "coupled", 0).key(bench) != after["coupled"]
+    assert Cell(louder, "specialist", 0).key(bench) == after["specialist"]
+
+
 def test_the_report_does_not_mix_recipes(setting, tmp_path):
     output, folder = tmp_path / "results", tmp_path / "kept"
     transfer.run(setting, ["specialist", "coupled"], [0], output, folder)
@@ -309,7 +324,7 @@ def test_the_report_does_not_mix_recipes(setting, tmp_path):
     path.with_name("coupled-1.json").write_text(json.dumps(old))
     text = report(output)
     assert "| coupled | 1 x 5 |" in text
-    assert "another recipe made them: coupled seed 1" in text
+    assert "another recipe, questions or specialists: coupled seed 1" in text
 
 
 def test_the_second_specialist_comes_and_goes(setting, tmp_path):

@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from rc_agents.benchmarks import specialists as taught
 from rc_agents.benchmarks.facts import WORLDS, World
-from rc_agents.benchmarks.settings import Recipe, Setting, Source, told
+from rc_agents.benchmarks.settings import Recipe, Setting, Source
 from rc_agents.benchmarks.tasks.items import documents, questions
 from rc_agents.benchmarks.tasks.reference import Reference
 from rc_agents.benchmarks.tasks.transfer import Exam, exact, exam, losses
@@ -25,7 +26,7 @@ from rc_agents.scoring import CausalScorer, Scorer
 from rc_agents.training import data
 from rc_agents.training.bridges import TrainConfig
 
-FORMAT = 3  # of what is fitted: raised with every change of a method
+FORMAT = 4  # of what is fitted: raised with every change of a method
 VALIDATION_DOCUMENTS = 16
 STRANGER_TOKENS, QUESTION_TOKENS = 12, 32
 SCORED_QUESTIONS = 120  # of each file, out of which the anchor's own questions are scored
@@ -92,10 +93,12 @@ class Bench:
         """The hash of everything that a fitted method depends on, but for the code."""
         about = {
             "format": FORMAT,
-            "setting": told(self.setting),
+            "setting": asdict(self.setting),
+            "specialists": list(self.setting.specialists),
             "seed": self.seed,
             "asked": self.asked,
             "adapters": self.adapters,
+            "device": torch.device(self.device or "cpu").type,
         }
         text = json.dumps(about, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

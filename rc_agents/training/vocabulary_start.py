@@ -5,9 +5,11 @@ token in both vocabularies. A bridge behind the last blocks that makes the targe
 
     W = argmin sum_t w_t |(E_i S_i)_t W - (E_j S_j)_t - c|^2 + lambda |W|^2,
 
-over the shared tokens t, with c free, as a constant added to every logit says nothing. No text is needed, and no
-example: the map knows every shared word. A regression of one model's states on the other's (`warm_start`) carries
-nothing between such models (docs/log.md), since it weighs directions by their size and not by what they say.
+over the shared tokens t, with c free, as a constant added to every logit says nothing. A layer norm takes the mean
+away too, so the rows of its (E S) are taken without theirs. No example is needed: the map knows every shared word.
+Text is read only to measure how large the source's states are. A regression of one model's states on the other's
+(`warm_start`) carries nothing between such models (docs/log.md), since it weighs directions by their size and not by
+what they say.
 
 The weights w_t are 1, and more for the tokens that answers are made of; the ends of both models' answers count as one
 token. Shapes: T tokens, D width.
@@ -15,6 +17,7 @@ token. Shapes: T tokens, D width.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -31,6 +34,8 @@ from rc_agents.topology import ANCHOR, Edge
 from rc_agents.training.replay import Upper
 from rc_agents.training.warm_start import Fits
 
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+ROWS = 8192  # tokens taken in at a time
 ELEMENTWISE = 1e-2  # relative error at which a final norm counts as a norm with weights
 
 
@@ -99,20 +104,36 @@ class _Vocabulary:
             )
         self.name, self.tokenizer = name, tokenizer
         self.end: int | None = tokenizer.eos_token_id
-        head: Any = own.get_output_embeddings()
-        self.weights_TD = head.weight.detach().cpu().double() * _norm_weights(own, name)
-        tokens = TokenBytes(tokenizer, name)
+        self.head: Any = own.get_output_embeddings()
+        if hasattr(self.head, "base_layer"):
+            raise TrainingError(
+                f"the output layer of {name!r} has an adapter on it; merge that into the model first"
+            )
+        self.scale_D, self.centred = norm_weights(own, name)
+        pieces = TokenBytes(tokenizer, name).pieces
         special = set(tokenizer.all_special_ids)
+        names = dict(zip(pieces, tokenizer.convert_ids_to_tokens(list(pieces)), strict=True))
+        # A letter and the byte it is made of are two tokens of one text: the byte's is hardly ever used.
+        order = sorted(pieces, key=lambda token: (bool(BYTE.fullmatch(names[token] or "")), token))
         self.ids: dict[bytes, int] = {}
-        for token, text in tokens.pieces.items():
-            if text and token not in special and token < len(self.weights_TD):
-                self.ids.setdefault(text, token)
+        for token in order:
+            if pieces[token] and token not in special and token < len(self.head.weight):
+                self.ids.setdefault(pieces[token], token)
+
+    def rows(self, tokens: Sequence[int]) -> Tensor:
+        """Returns what a normal state is multiplied with for the logits of some tokens, (T, D) in float64."""
+        chosen = torch.tensor(tokens, device=self.head.weight.device)
+        rows_TD: Tensor = self.head.weight.detach()[chosen].cpu().double() * self.scale_D
+        return rows_TD - rows_TD.mean(1, keepdim=True) if self.centred else rows_TD
 
 
-def _norm_weights(own: Any, name: str) -> Tensor:
-    """Returns s (D,) with S n(h) what the output layer reads of h, up to a constant.
+def norm_weights(own: Any, name: str) -> tuple[Tensor, bool]:
+    """Returns s (D,) with S n(h) what the output layer reads of h, up to a constant, and whether n takes the mean away.
 
     n(x) of signs x that sum to zero is x for a root-mean-square norm and for a layer norm alike.
+
+    Raises:
+        TrainingError: something else than a norm stands there.
     """
     upper = Upper(own, len(find_blocks(own)))
     head: Any = upper.model.get_output_embeddings()
@@ -132,6 +153,7 @@ def _norm_weights(own: Any, name: str) -> Tensor:
     turned = signs[torch.randperm(width, generator=torch.Generator().manual_seed(0))]
     try:
         each = [(reads(x) - reads(-x)) / 2 * x for x in (signs, turned)]
+        level = (reads(torch.ones_like(signs)) - reads(-torch.ones_like(signs))) / 2
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f"the last states of {name!r} cannot be read: {error}") from error
     finally:
@@ -140,7 +162,7 @@ def _norm_weights(own: Any, name: str) -> Tensor:
         raise TrainingError(
             f"between the last block of {name!r} and its output layer stands more than a norm; use ridge instead"
         )
-    return each[0]
+    return each[0], bool(level.norm() < ELEMENTWISE * each[0].norm())
 
 
 def last_site(model: CoupledForCausalLM, edge: Edge) -> int:
@@ -195,11 +217,19 @@ def _solve(
     ridge: float,
 ) -> Tensor:
     """Returns W (D_target, D_source)."""
-    a_TD = nn.functional.pad(target.weights_TD[list(shared)], (0, 1), value=1.0)  # the constant c
-    b_TD = source.weights_TD[list(shared.values())]
-    heavy_TD = a_TD * weights_T[:, None]
-    normal = heavy_TD.T @ a_TD
+    pairs = list(shared.items())
+    width, source_width = target.head.weight.shape[1], source.head.weight.shape[1]
+    normal = torch.zeros(width + 1, width + 1, dtype=torch.float64)
+    right = torch.zeros(width + 1, source_width, dtype=torch.float64)
+    for start in range(0, len(pairs), ROWS):
+        ours, theirs = zip(*pairs[start : start + ROWS], strict=True)
+        a_TD = nn.functional.pad(target.rows(ours), (0, 1), value=1.0)  # the constant c
+        heavy_TD = a_TD * weights_T[start : start + ROWS, None]
+        normal += heavy_TD.T @ a_TD
+        right += heavy_TD.T @ source.rows(theirs)
     strength = ridge * float(normal.diagonal()[:-1].mean())
     penalty = torch.full((len(normal),), strength, dtype=torch.float64)
     penalty[-1] = 0
-    return torch.linalg.solve(normal + penalty.diag(), heavy_TD.T @ b_TD)[:-1]
+    if target.centred:  # nothing is heard of the mean
+        normal[:-1, :-1] += normal.diagonal()[:-1].mean() / width
+    return torch.linalg.solve(normal + penalty.diag(), right)[:-1]
