@@ -368,7 +368,7 @@ CASES = {
     "sites as a word": (
         lambda m, f: _couple(sites="all"),
         ConfigError,
-        "sites is a count or a list",
+        "sites is a count, a list",
     ),
     # Tokens and mixes.
     "an unknown alignment": (

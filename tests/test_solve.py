@@ -64,20 +64,32 @@ def test_another_family_gets_its_map_from_the_output_layers(tmp_path):
     assert model.bridge(("words", "anchor"), 0).map.weight.abs().sum() > 0
 
 
-def test_own_answers_are_those_of_the_anchor_alone():
+@pytest.mark.parametrize("padding", [True, False])
+def test_own_answers_are_those_of_the_anchor_alone(padding):
     model = ensemble()
-    prompts = [text[:12] for text in TEXTS[:3]]
-    found = own_answers(model, prompts, max_new_tokens=4, batch_size=2, progress=False)
-    anchor, tokenizer = model.models["anchor"], model.tokenizer
-    for pair in found:
-        ids = torch.tensor([tokenizer(pair.prompt).input_ids])
+    tokenizer, anchor = model.tokenizer, model.models["anchor"]
+    if not padding:
+        tokenizer.pad_token = None
+    prompts = [text[: 8 + 5 * place] for place, text in enumerate(TEXTS[:3])]
+    ids = tokenizer(prompts[0], return_tensors="pt").input_ids
+    with model.untapped("anchor"):
+        first = anchor.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    ended = int(first[0, ids.shape[1] + 1])  # one answer ends early, and its row is filled up
+    model.generation_config.eos_token_id = anchor.generation_config.eos_token_id = [ended]
+    found = own_answers(model, prompts, max_new_tokens=4, batch_size=3, progress=False)
+    expected, lengths = {}, []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
         with model.untapped("anchor"):
             made = anchor.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
-        assert pair.completion == tokenizer.decode(
-            made[0, ids.shape[1] :], skip_special_tokens=True
-        )
-    assert {pair.prompt for pair in found} <= set(prompts)
-    assert found
+        row = made[0, ids.shape[1] :].tolist()
+        kept = row[: row.index(ended)] if ended in row else row
+        lengths.append(len(kept))
+        expected[prompt] = tokenizer.decode(kept, skip_special_tokens=True)
+    assert lengths[0] < max(lengths)
+    assert {pair.prompt: pair.completion for pair in found} == {
+        prompt: answer for prompt, answer in expected.items() if answer.strip()
+    }
 
 
 @pytest.mark.parametrize(
@@ -94,11 +106,23 @@ def test_own_answers_are_those_of_the_anchor_alone():
             {"bridge": rc_agents.BridgeConfig(gate="scalar", start="zero")},
             "sets token gates",
         ),
+        ({"words": KNOWS}, TEXTS, {"sites": 2}, "meets 2 times: couple with sites=1"),
+        ({"words": KNOWS}, TEXTS, {"topology": "star_bilateral"}, "topology='unilateral'"),
     ],
 )
 def test_what_cannot_be_solved_is_said_in_one_line(tmp_path, knows, silent, settings, message):
+    model = ensemble(**settings)
+    before = [value.detach().clone() for _, value in model.trainable_parameters()]
     with pytest.raises(TrainingError, match=message):
-        solve_bridges(ensemble(**settings), knows, silent, tmp_path, progress=False)
+        solve_bridges(model, knows, silent, tmp_path, progress=False)
+    after = [value for _, value in model.trainable_parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_a_short_text_is_a_block_of_its_own(tmp_path):
+    model = ensemble()
+    solved = solve_bridges(model, {"words": KNOWS}, ["The old mill."], tmp_path, progress=False)
+    assert next(iter(solved.gates.values())).negatives > 0
 
 
 def test_the_command_saves_what_it_solved(tmp_path, capsys):
@@ -121,6 +145,16 @@ def test_the_command_saves_what_it_solved(tmp_path, capsys):
     assert found["carriers"] == {"words": "vocabulary"}
     opened = CoupledForCausalLM.from_pretrained(tmp_path / "out")
     assert opened.names == ["anchor", "words"]
+    again = CoupledForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        for _, value in again.trainable_parameters():
+            value.zero_()
+    silent = [PROSE, *own_answers(again, ["The mill", "By the"], progress=False)]
+    solve_bridges(again, {"words": KNOWS}, silent, tmp_path / "states", progress=False)
+    for (name, ours), (_, theirs) in zip(
+        opened.trainable_parameters(), again.trainable_parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3, msg=name)
     assert command_line(line) == 2
     assert "is not empty" in capsys.readouterr().err
     assert (
@@ -128,3 +162,7 @@ def test_the_command_saves_what_it_solved(tmp_path, capsys):
         == 2
     )
     assert "NAME=DATA" in capsys.readouterr().err
+    assert (
+        command_line([line[0], str(tmp_path / "new"), *line[2:], "--knows", f"words={data}"]) == 2
+    )
+    assert "names each specialist once" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def solve_gates(
         retained: where nobody should speak; strangers are left to training.
     """
     recipe = bench.recipe
-    if recipe.gates is None or not hasattr(model.bridge(model.edges[0], 0).gate, "reads"):
+    if recipe.gates is None:
         return {}
     silent = [one for one in retained if getattr(one, "group", "") != "strangers"]
     fits = start_gates(
@@ -130,7 +130,13 @@ def closed_form(model: Any, **notes: Any) -> Fitted:
 
 
 def fitted_bridges(
-    bench: Bench, model: Any, *, states: bool = True, solved: bool = False, **notes: Any
+    bench: Bench,
+    model: Any,
+    *,
+    states: bool = True,
+    solved: bool = False,
+    gates: bool = True,
+    **notes: Any,
 ) -> Fitted:
     """Searches the learning rate of an ensemble's bridges; returns the ensemble with the best.
 
@@ -139,10 +145,12 @@ def fitted_bridges(
         model: the ensemble, trained in place.
         states: whether to keep hidden states on disk.
         solved: leave the bridges at the recipe's start.
+        gates: whether to solve the gates as the recipe says; no where they read nothing.
         notes: what else belongs in the record.
     """
     start_bridges(bench, model)
-    notes |= solve_gates(bench, model, known(bench, model.specialists), bench.retained())
+    if gates:
+        notes |= solve_gates(bench, model, known(bench, model.specialists), bench.retained())
     if solved:
         return closed_form(model, **notes)
     start = [parameter.detach().clone() for _, parameter in model.trainable_parameters()]

@@ -11,4 +11,4 @@ def scalar_gate(bench: Bench) -> Fitted:
     if bench.recipe.bridge.gate != "token":
         raise NotApplicable("the recipe's gates read nothing anyway")
     bridge = replace(bench.recipe.bridge, gate="scalar", gate_floor=0.0)
-    return fitted_bridges(bench, bench.couple(bridge=bridge))
+    return fitted_bridges(bench, bench.couple(bridge=bridge), gates=False)

@@ -68,7 +68,10 @@ def anchor_sites(sites: int | Sequence[int], num_layers: int) -> list[int]:
         ConfigError: no site, or a block outside 1..L.
     """
     if isinstance(sites, bool) or not isinstance(sites, (int, Sequence)) or isinstance(sites, str):
-        raise ConfigError(f"sites is a count or a list of 1-based anchor blocks, got {sites!r}")
+        raise ConfigError(
+            "sites is a count, a list of 1-based anchor blocks, or a list of mappings from models to blocks, got "
+            f"{sites!r}"
+        )
     if isinstance(sites, int):
         if sites < 1:
             raise ConfigError(f"sites={sites}: expected at least 1 meeting point")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
-from ..topology import Edge
+from ..topology import ANCHOR, Edge
 from .identity import check_fingerprint, put
 from .reading import read
 
@@ -28,12 +28,16 @@ def load_edges(ensemble: CoupledForCausalLM, path: str | Path, edges: Sequence[E
             f"{path}: its bridges have the form {config.bridge}, this ensemble's {ensemble.config.bridge}; "
             "couple anew with that form"
         )
-    saved_sites = [row[0] for row in config.site_layers or []]
-    sites = [row[0] for row in ensemble.sites]
-    if saved_sites != sites:
-        raise CheckpointError(
-            f"{path}: its bridges are for sites {saved_sites}, this ensemble meets at {sites}; couple anew with those"
-        )
+    for name in dict.fromkeys([ANCHOR, *(end for edge in edges for end in edge)]):
+        if name not in (config.names or []):
+            continue  # the edges say so below
+        saved = [row[(config.names or []).index(name)] for row in config.site_layers or []]
+        sites = [row[ensemble.names.index(name)] for row in ensemble.sites]
+        if saved != sites:
+            raise CheckpointError(
+                f"{path}: its bridges are for sites {saved} of {name!r}, this ensemble meets at {sites}; couple anew "
+                "with those"
+            )
     known = {key.split(".")[1] for key in found.tensors if key.startswith("bridges.")}
     for edge in edges:
         if edge.key not in known:

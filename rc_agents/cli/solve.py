@@ -37,7 +37,6 @@ def solve(
     quiet: Annotated[
         float, typer.Option(help="Share of --retain and --own at which gates must be shut.")
     ] = 0.9995,
-    max_length: Annotated[int, typer.Option(help="Tokens of the longest pair.")] = 256,
     states: Annotated[
         Path | None, typer.Option(help="Keep the models' states here, for another try.")
     ] = None,
@@ -55,26 +54,29 @@ def solve(
     """
     from rc_agents.errors import InputError
     from rc_agents.training import data
-    from rc_agents.training.solve import BRIDGE, own_answers, solve_bridges
+    from rc_agents.training.solve import BRIDGE, check_solvable, own_answers, solve_bridges
 
     each = dict(_named(one) for one in knows)
-    prompts = _lines(own)
-    silent: list[Any] = list(data.read(retain))
+    if len(each) < len(knows):
+        raise InputError(f"--knows names each specialist once, got {', '.join(knows)}")
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise InputError(f"{output} is not empty; name a new folder")
+    prompts = _lines(own)
+    known = {name: data.read(place) for name, place in each.items()}
+    silent: list[Any] = list(data.read(retain))
     form = {} if anchor is None else {"topology": "unilateral", "sites": 1, "bridge": BRIDGE}
     ensemble = open_model(model, anchor, specialists, device_map, dtype, **form)
+    check_solvable(ensemble, list(known))
     bars = sys.stderr.isatty()
     silent += own_answers(ensemble, prompts, progress=bars)
     with tempfile.TemporaryDirectory(prefix="rc-agents-") as scratch:
         solved = solve_bridges(
             ensemble,
-            each,
+            known,
             silent,
             states or scratch,
             penalty=penalty,
             quiet=quiet,
-            max_length=max_length,
             progress=bars,
         )
     ensemble.save_pretrained(output)

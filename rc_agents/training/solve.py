@@ -8,6 +8,7 @@ examples; docs/training.md says which examples, docs/log.md what came of it.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from rc_agents.bridges import TokenGate
 from rc_agents.config import BridgeConfig
 from rc_agents.errors import TrainingError
 from rc_agents.modeling import CoupledForCausalLM
 from rc_agents.topology import ANCHOR, Edge
 from rc_agents.training import data
 from rc_agents.training.gate_start import GateFit, start_gates
-from rc_agents.training.vocabulary_start import last_site, set_vocabulary_start
+from rc_agents.training.vocabulary_start import last_site, norm_weights, set_vocabulary_start
 from rc_agents.training.warm_start import gather
 
 BRIDGE = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="zero")
@@ -32,6 +35,7 @@ LOUD = {
     "identity": 4.0,
     "vocabulary": 8.0,
 }  # size of an open bridge's update, in sizes of the anchor's state
+BLOCK = 128  # tokens of a block of text
 SIZED = 8  # texts that say how large a specialist's states are
 
 
@@ -58,58 +62,36 @@ def solve_bridges(
     *,
     penalty: float = 1e-3,
     quiet: float = 0.9995,
-    max_length: int = 256,
     progress: bool = True,
 ) -> Solved:
-    """Solves the bridges of some specialists behind the last blocks; bridges elsewhere are left as they are.
+    """Solves the bridges of some specialists; those of the others keep every bit.
 
     Args:
-        model: a unilateral ensemble of linear bridges with token gates, such as `BRIDGE`, whose last site is the
-            anchor's last block.
+        model: a unilateral ensemble of linear bridges with token gates, such as `BRIDGE`, that meets once, behind the
+            last blocks.
         knows: by specialist, some hundred prompts and answers that it knows, in a dozen phrasings, as
             `rc_agents.training.data.read` takes them.
         silent: where no specialist should speak: general text, and pairs of the anchor's own questions and answers
             (`own_answers`).
         states: folder in which the models' states are kept.
         penalty, quiet: of the gates, as in `start_gates`: more of either for fewer answers and more silence.
-        max_length: tokens of the longest pair.
         progress: show bars.
 
     Raises:
-        TrainingError: an unknown specialist, another topology or form of bridge, or examples of one kind only.
+        TrainingError: an unknown specialist, another topology or form of bridge, or examples of one kind only; nothing
+            has been changed then.
     """
     begun = time.perf_counter()
     pairs = {name: _pairs(name, found) for name, found in knows.items()}
     quiet_records = data.read(silent)
     texts = [one.text for one in quiet_records if isinstance(one, data.Document)]
-    unknown = sorted(set(pairs) - set(model.specialists))
-    if unknown or not pairs:
-        raise TrainingError(
-            f"solve_bridges got examples for {', '.join(unknown) or 'nobody'}; the specialists are "
-            f"{', '.join(model.specialists) or 'none'}"
-        )
     if not texts:
         raise TrainingError("solve_bridges got no general text in silent; pass some documents")
-    edges = {name: Edge(name, ANCHOR) for name in pairs}
-    if missing := [name for name, edge in edges.items() if edge not in model.edges]:
-        raise TrainingError(f"no bridge leads from {', '.join(missing)} into the anchor")
-    carriers = {name: "identity" if _same_output(model, name) else "vocabulary" for name in pairs}
-    fits = None
-    for name, carrier in carriers.items():
-        site = last_site(model, edges[name])
-        if carrier == "identity":
-            with torch.no_grad():
-                weight: Any = model.bridge(edges[name], site).map.weight
-                weight.copy_(LOUD[carrier] * torch.eye(len(weight)))
-            continue
-        fits = fits or gather(model, texts[:SIZED], progress=False)
-        set_vocabulary_start(
-            model,
-            fits,
-            edges=[edges[name]],
-            answers=[pair.completion for pair in pairs[name]],
-            scale=LOUD[carrier],
-        )
+    check_solvable(model, list(pairs))
+    maps = {name: _map(model, name, pairs[name], texts) for name in pairs}
+    for name, (_, weight) in maps.items():
+        model.bridge((name, ANCHOR), 0).map.weight.data.copy_(weight)
+    every = [*quiet_records, *(pair for found in pairs.values() for pair in found)]
     gates = start_gates(
         model,
         pairs,
@@ -117,10 +99,70 @@ def solve_bridges(
         states,
         penalty=penalty,
         quiet=quiet,
-        max_length=max_length,
+        max_length=_longest(model, every),
+        block_length=min(BLOCK, sum(_length(model, text) for text in texts)),
         progress=progress,
     )
+    carriers = {name: carrier for name, (carrier, _) in maps.items()}
     return Solved(carriers, gates, time.perf_counter() - begun)
+
+
+def check_solvable(model: CoupledForCausalLM, names: Sequence[str]) -> None:
+    """Raises `TrainingError` unless the bridges of these specialists can be solved for."""
+    unknown = sorted(set(names) - set(model.specialists))
+    if unknown or not names:
+        raise TrainingError(
+            f"solve_bridges got examples for {', '.join(unknown) or 'nobody'}; the specialists are "
+            f"{', '.join(model.specialists) or 'none'}"
+        )
+    if any(edge.target != ANCHOR for edge in model.edges) or model.mixer.kind != ANCHOR:
+        raise TrainingError(
+            "solve_bridges sets bridges into the anchor, which alone answers: couple with topology='unilateral'"
+        )
+    if len(model.sites) > 1:
+        raise TrainingError(
+            f"solve_bridges sets one bridge a specialist, and this ensemble meets {len(model.sites)} times: couple "
+            "with sites=1"
+        )
+    if model.tokenizer is None:
+        raise TrainingError("solve_bridges reads text and needs the anchor's tokenizer")
+    for name in names:
+        last_site(model, Edge(name, ANCHOR))
+        if not isinstance(model.bridge((name, ANCHOR), 0).gate, TokenGate):
+            raise TrainingError(
+                "solve_bridges sets token gates: couple with bridge=rc_agents.training.solve.BRIDGE"
+            )
+
+
+def _map(
+    model: CoupledForCausalLM, name: str, pairs: Sequence[data.Pair], texts: Sequence[str]
+) -> tuple[str, Tensor]:
+    """Returns which carrier a specialist gets, and its map; the bridge is left as it is."""
+    weight: Any = model.bridge((name, ANCHOR), 0).map.weight
+    if _same_output(model, name):
+        return "identity", LOUD["identity"] * torch.eye(len(weight))
+    before = weight.detach().clone()
+    set_vocabulary_start(
+        model,
+        gather(model, texts[:SIZED], progress=False),
+        edges=[(name, ANCHOR)],
+        answers=[pair.completion for pair in pairs],
+        scale=LOUD["vocabulary"],
+    )
+    found = weight.detach().clone()
+    weight.data.copy_(before)
+    return "vocabulary", found
+
+
+def _length(model: CoupledForCausalLM, text: str) -> int:
+    tokenizer: Any = model.tokenizer
+    return len(tokenizer(text).input_ids)
+
+
+def _longest(model: CoupledForCausalLM, records: Sequence[data.Record]) -> int:
+    """Returns how many tokens the longest pair has, its end and a space between its parts included."""
+    pairs = [one for one in records if isinstance(one, data.Pair)]
+    return max(_length(model, one.prompt) + _length(model, one.completion) for one in pairs) + 2
 
 
 @torch.no_grad()
@@ -142,11 +184,13 @@ def own_answers(
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
         raise TrainingError("own_answers reads text and needs the anchor's tokenizer")
+    ends = {*_listed(model.generation_config.eos_token_id), tokenizer.eos_token_id} - {None}
+    pad = next(iter(one for one in (tokenizer.pad_token_id, *ends, 0) if one is not None))
     found = []
     for start in tqdm(range(0, len(prompts), batch_size), "own answers", disable=not progress):
         asked = list(prompts[start : start + batch_size])
         rows = [tokenizer(prompt).input_ids for prompt in asked]
-        width, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
+        width = max(map(len, rows))
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         made = model.generate(
@@ -157,7 +201,11 @@ def own_answers(
             pad_token_id=pad,
             specialists=[],
         )
-        answers = tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
+        kept = [
+            list(itertools.takewhile(lambda token: token not in ends, row))
+            for row in made[:, width:].tolist()
+        ]
+        answers = tokenizer.batch_decode(kept, skip_special_tokens=True)
         found += [
             data.Pair(prompt, answer, "own")
             for prompt, answer in zip(asked, answers, strict=True)
@@ -177,9 +225,20 @@ def _pairs(name: str, source: Any) -> list[data.Pair]:
     return pairs
 
 
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def _same_output(model: CoupledForCausalLM, name: str) -> bool:
-    """Whether a specialist's output layer is the anchor's, as that of an adapter over the same base is."""
-    own, other = (
-        model.models[one].get_output_embeddings().weight.detach().cpu() for one in (ANCHOR, name)
+    """Whether a specialist says of a state what the anchor says, as an adapter on blocks of the same base does."""
+    ends = [model.models[one] for one in (ANCHOR, name)]
+    heads: list[Any] = [end.get_output_embeddings() for end in ends]
+    if any(hasattr(head, "base_layer") for head in heads):
+        return False
+    own, other = (head.weight.detach().cpu() for head in heads)
+    if own.shape != other.shape or not torch.equal(own, other):
+        return False
+    ours, theirs = (
+        norm_weights(end, one)[0] for end, one in zip(ends, (ANCHOR, name), strict=True)
     )
-    return own.shape == other.shape and torch.equal(own, other)
+    return torch.allclose(ours, theirs, rtol=1e-3)
