@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -171,8 +170,6 @@ def read(path: Path) -> dict[str, Any]:
 def write(path: Path, record: dict[str, Any]) -> None:
     """Writes a record by one rename, so that a kill leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".making-", suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
+    scratch = path.with_name(f".making-{os.getpid()}-{path.name}")
+    scratch.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(scratch, path)

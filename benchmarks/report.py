@@ -74,14 +74,14 @@ def _of_one_recipe(records: Sequence[Record]) -> tuple[list[Record], list[Record
     trained = [one for one in records if one["method"] not in UNTRAINED]
     newest = max(trained or records, key=lambda one: (one["provenance"]["date"], one["method"]))
     asked = {one["seed"]: one["asked"] for one in sorted(records, key=_date) if "asked" in one}
-    asked[newest["seed"]] = newest["asked"]
+    asked[newest["seed"]] = newest.get("asked")
     parts: tuple[list[Record], list[Record]] = ([], [])
     for one in records:
         read = () if one["method"] in UNTRAINED else ("recipe", "rates")
         same = (
             all(one["config"][name] == newest["config"][name] for name in (*read, "sizes"))
             and one["adapters"] == newest["adapters"]
-            and one["asked"] == asked[one["seed"]]
+            and one.get("asked") == asked.get(one["seed"])
         )
         parts[not same].append(one)
     return parts
