@@ -25,7 +25,7 @@ KNOWS = [
 
 
 def ensemble(other=None, **settings):
-    kind = tiny_tokenizer("prose")
+    kind = copy.deepcopy(tiny_tokenizer("prose"))  # other tests share it
     anchor = tiny("llama", vocab_size=len(kind))
     if other is None:
         other = copy.deepcopy(anchor)
