@@ -119,7 +119,7 @@ def _facts_table(scored: dict[str, list[Record]], world: str, part: str, place: 
     for method, records in scored.items():
         exact, choice = (outcomes(records, world, part, kind) for kind in ("exact", "choice"))
         found = _share(exact)
-        ratio = f"{100 * found.value / own:.1f} %" if own else "-"
+        ratio = f"{100 * found.value / own:.1f} %" if own > 0 else "-"
         seeds = ", ".join(f"{100 * sum(one) / len(one):.1f}" for one in exact)
         items = f"{len(exact)} x {len(exact[0])}"
         lines.append(
