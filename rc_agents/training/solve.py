@@ -26,7 +26,7 @@ from rc_agents.modeling import CoupledForCausalLM
 from rc_agents.topology import ANCHOR, Edge
 from rc_agents.training import data
 from rc_agents.training.gate_start import GateFit, start_gates
-from rc_agents.training.vocabulary_start import last_site, norm_weights, set_vocabulary_start
+from rc_agents.training.vocabulary_start import last_site, norm_weights, vocabulary_map
 from rc_agents.training.warm_start import gather
 
 BRIDGE = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="zero")
@@ -88,9 +88,11 @@ def solve_bridges(
     if not texts:
         raise TrainingError("solve_bridges got no general text in silent; pass some documents")
     check_solvable(model, list(pairs))
-    maps = {name: _map(model, name, pairs[name], texts) for name in pairs}
-    for name, (_, weight) in maps.items():
-        model.bridge((name, ANCHOR), 0).map.weight.data.copy_(weight)
+    carriers = {name: "identity" if _same_output(model, name) else "vocabulary" for name in pairs}
+    maps = _maps(model, carriers, pairs, texts)
+    for name, found in maps.items():
+        weight: Any = model.bridge((name, ANCHOR), 0).map.weight
+        weight.data.copy_(found)
     every = [*quiet_records, *(pair for found in pairs.values() for pair in found)]
     gates = start_gates(
         model,
@@ -103,7 +105,6 @@ def solve_bridges(
         block_length=min(BLOCK, sum(_length(model, text) for text in texts)),
         progress=progress,
     )
-    carriers = {name: carrier for name, (carrier, _) in maps.items()}
     return Solved(carriers, gates, time.perf_counter() - begun)
 
 
@@ -134,24 +135,27 @@ def check_solvable(model: CoupledForCausalLM, names: Sequence[str]) -> None:
             )
 
 
-def _map(
-    model: CoupledForCausalLM, name: str, pairs: Sequence[data.Pair], texts: Sequence[str]
-) -> tuple[str, Tensor]:
-    """Returns which carrier a specialist gets, and its map; the bridge is left as it is."""
-    weight: Any = model.bridge((name, ANCHOR), 0).map.weight
-    if _same_output(model, name):
-        return "identity", LOUD["identity"] * torch.eye(len(weight))
-    before = weight.detach().clone()
-    set_vocabulary_start(
-        model,
-        gather(model, texts[:SIZED], progress=False),
-        edges=[(name, ANCHOR)],
-        answers=[pair.completion for pair in pairs],
-        scale=LOUD["vocabulary"],
+def _maps(
+    model: CoupledForCausalLM,
+    carriers: Mapping[str, str],
+    pairs: Mapping[str, Sequence[data.Pair]],
+    texts: Sequence[str],
+) -> dict[str, Tensor]:
+    """Returns each specialist's map; the bridges are left as they are."""
+    maps = {}
+    fits = (
+        gather(model, texts[:SIZED], progress=False) if "vocabulary" in carriers.values() else None
     )
-    found = weight.detach().clone()
-    weight.data.copy_(before)
-    return "vocabulary", found
+    for name, carrier in carriers.items():
+        if fits is None or carrier == "identity":
+            bridge: Any = model.bridge((name, ANCHOR), 0)
+            maps[name] = LOUD["identity"] * torch.eye(len(bridge.map.weight))
+        else:
+            told = [pair.completion for pair in pairs[name]]
+            maps[name], _ = vocabulary_map(
+                model, Edge(name, ANCHOR), fits, answers=told, scale=LOUD["vocabulary"]
+            )
+    return maps
 
 
 def _length(model: CoupledForCausalLM, text: str) -> int:

@@ -73,23 +73,42 @@ def set_vocabulary_start(
     found = {}
     for edge in chosen:
         site = last_site(model, edge)
-        source, target = (_Vocabulary(model, name) for name in (edge.source, edge.target))
-        shared = _shared(source, target)
-        if not shared:
-            raise TrainingError(
-                f"no token of {edge.source!r} is the same text as one of {edge.target!r}; use ridge instead"
-            )
-        weight = _solve(source, target, shared, _weights(target, shared, answers, emphasis), ridge)
-        sums = fits.sums[edge, site]
-        if not sums.count:
-            raise TrainingError(
-                "no states were gathered: the texts are shorter than what is skipped"
-            )
-        size = (((weight @ sums.xx) * weight).sum() / sums.count / len(weight)).sqrt()
+        weight, found[f"{edge.key}.{site}"] = vocabulary_map(
+            model, edge, fits, answers=answers, emphasis=emphasis, scale=scale, ridge=ridge
+        )
         bridge: Any = model.bridge(edge, site)
-        bridge.map.weight.copy_(weight * (scale / size))
-        found[f"{edge.key}.{site}"] = len(shared)
+        bridge.map.weight.copy_(weight)
     return found
+
+
+@torch.no_grad()
+def vocabulary_map(
+    model: CoupledForCausalLM,
+    edge: Edge,
+    fits: Fits,
+    *,
+    answers: Iterable[str] = (),
+    emphasis: float = 3.0,
+    scale: float = 8.0,
+    ridge: float = 1e-4,
+) -> tuple[Tensor, int]:
+    """Returns the map (D_target, D_source) of one edge and how many tokens are shared; the bridge is left as it is.
+
+    Arguments and errors as in `set_vocabulary_start`.
+    """
+    site = last_site(model, edge)
+    source, target = (_Vocabulary(model, name) for name in (edge.source, edge.target))
+    shared = _shared(source, target)
+    if not shared:
+        raise TrainingError(
+            f"no token of {edge.source!r} is the same text as one of {edge.target!r}; use ridge instead"
+        )
+    sums = fits.sums[edge, site]
+    if not sums.count:
+        raise TrainingError("no states were gathered: the texts are shorter than what is skipped")
+    weight = _solve(source, target, shared, _weights(target, shared, answers, emphasis), ridge)
+    size = (((weight @ sums.xx) * weight).sum() / sums.count / len(weight)).sqrt()
+    return weight * (scale / size), len(shared)
 
 
 class _Vocabulary:
