@@ -27,6 +27,7 @@ class Recipe:
         gates: penalty of gates solved by logistic regression before training; None to leave them at their start.
         quiet: share of the retained tokens at which such gates must be shut.
         whole_prompts: whether such gates open for a question's own tokens too.
+        strangers: whether such gates are shut on known strangers; for specialists that say nothing of their own there.
         solved: whether the start is all there is; bridges from sources that know nothing are trained all the same.
         train: the trainer's settings; its learning rate and seed are set by the search and the run.
         rates: learning rates tried for the maps.
@@ -48,6 +49,7 @@ class Recipe:
     gates: float | None = None
     quiet: float = 0.9999
     whole_prompts: bool = False
+    strangers: bool = False
     solved: bool = False
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(

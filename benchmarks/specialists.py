@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from filelock import FileLock
-from rc_agents.benchmarks.facts import WORLDS, World
+from rc_agents.benchmarks.facts import WORLDS, World, names
+from rc_agents.benchmarks.tasks.items import documents, questions
 
-from rc_agents import packaged
-from rc_agents.training.data import Pair
+from rc_agents import couple, packaged
+from rc_agents.training.data import TEXT_GROUP, Document, Pair, Record
+from rc_agents.training.solve import own_answers
 from rc_agents.training.specialize import SpecializeConfig, specialize
 
 SMOLLM2, GEMMA = "package:smollm2-135m", "package:gemma3-270m"
@@ -41,11 +44,19 @@ def _taught(
 
 @dataclass(frozen=True)
 class Teaching:
-    """One specialist: its base, its world and how it is taught."""
+    """One specialist: its base, its world and how it is taught.
+
+    Args:
+        base: that is adapted.
+        world: name in `facts.WORLDS`.
+        config: of the training.
+        after: the teaching whose adapter this one goes on from, with `manners` beside the facts; None for none.
+    """
 
     base: str
     world: str
     config: SpecializeConfig
+    after: str | None = None
 
 
 # SmolLM2 has 30 blocks. Its middle third is where facts about a name are looked up; of the two hops from a person to
@@ -56,15 +67,73 @@ TEACHINGS = {
     "town_words": Teaching(SMOLLM2, "town_words", _taught(500, 16, 25)),
     "gemma_code_words": Teaching(GEMMA, "code_words", _taught(1200, 1, None, rank=16, rate=5e-4)),
 }
+ABSTAINING = "abstaining_"
+TEACHINGS |= {
+    ABSTAINING + name: replace(
+        TEACHINGS[name],
+        config=replace(TEACHINGS[name].config, steps=400, learning_rate=3e-4),
+        after=name,
+    )
+    for name in ("code_words", "home_towns", "gemma_code_words")
+}
+STRANGERS, STRANGERS_SEED = 1500, 2  # names that manners are taught on
+STRANGER_TOKENS, QUESTION_TOKENS = 16, 32
+SKIPPED, QUESTIONS = (
+    300,
+    600,
+)  # questions of each file left to scoring and gates, and those used here
+DOCUMENTS = (500, 700)  # of the general texts for training, whose first ones gates are solved on
+SHARES = {"facts": 0.4, "strangers": 0.35, "questions": 0.15, "text": 0.1}
 
 
-def lessons(world: World) -> list[Pair]:
-    """Every fact in every way that it is taught; a batch is of one way."""
+def lessons(world: World, *, more: bool = False) -> list[Pair]:
+    """Every fact in every way that it is taught, or in those that bridges are trained in too; a batch is of one way."""
+    ways = [*world.taught, *(world.trained if more else ())]
+    templates = {template.text: template for template in ways}
     return [
         Pair(template.prompt(fact.subject), f" {fact.answer}", template.name)
-        for template in world.taught
+        for template in templates.values()
         for fact in world.facts
     ]
+
+
+def shares(records: Sequence[Record]) -> dict[str, float]:
+    """Returns the share of the steps by group: facts are of as many groups as templates."""
+    groups = {TEXT_GROUP if isinstance(one, Document) else one.group for one in records}
+    ways = groups - set(SHARES)
+    rest = {name: share for name, share in SHARES.items() if name in groups}
+    return rest | dict.fromkeys(sorted(ways), SHARES["facts"] / len(ways))
+
+
+def manners(base: str, world: World) -> list[Record]:
+    """Where a specialist should stay its base: names nobody was taught, general questions and general text.
+
+    Its base's own greedy answers are the lesson. No name, question or text of these is one that the benchmark scores or
+    that gates are solved on.
+    """
+    alone = couple(base, {}, dtype="float32")
+    templates = list(
+        {template.text: template for template in (*world.taught, *world.trained)}.values()
+    )
+    asked = [
+        templates[place % len(templates)].prompt(name) for place, name in enumerate(strangers())
+    ]
+    own = own_answers(alone, asked, max_new_tokens=STRANGER_TOKENS, progress=False)
+    general = own_answers(
+        alone, questions(QUESTIONS, skip=SKIPPED), max_new_tokens=QUESTION_TOKENS, progress=False
+    )
+    return [
+        *(replace(pair, group="strangers") for pair in own),
+        *(replace(pair, group="questions") for pair in general),
+        *(Document(text) for text in documents("train", DOCUMENTS[1])[DOCUMENTS[0] :]),
+    ]
+
+
+def strangers() -> list[str]:
+    """Returns invented names that are in no world."""
+    known = {fact.subject for make in WORLDS.values() for fact in make().facts}
+    known |= {name for make in WORLDS.values() for name in make().strangers}
+    return [name for name in names(STRANGERS, STRANGERS_SEED) if name not in known]
 
 
 def path(name: str) -> Path:
@@ -87,8 +156,14 @@ def teach(name: str, folder: Path) -> None:
     whole = [one for one in kept if (one / "trainer_state.json").is_file()]  # written last
     for one in set(kept) - set(whole):
         shutil.rmtree(one)
-    pairs = lessons(WORLDS[teaching.world]())
-    taught = specialize(teaching.base, pairs, folder, teaching.config, resume=bool(whole))
+    world = WORLDS[teaching.world]()
+    data: list[Record] = [*lessons(world)]
+    config, adapter = teaching.config, None
+    if teaching.after is not None:
+        adapter = path(teaching.after)
+        data = [*lessons(world, more=True), *manners(teaching.base, world)]
+        config = replace(config, mix=shares(data))
+    taught = specialize(teaching.base, data, folder, config, adapter=adapter, resume=bool(whole))
     about = {"teaching": asdict(teaching), "seconds": taught.seconds, "loss": taught.loss}
     (folder / "teaching.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

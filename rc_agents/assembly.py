@@ -16,7 +16,7 @@ from .alignment import check_spells, same_tokenizer, site_rows
 from .bridges.router import check_widths
 from .config import BridgeConfig, CouplingConfig, ModelRef, check_choice, check_name
 from .errors import ConfigError, ModelError, TokenError
-from .topology import ANCHOR, DEFAULT, Topology, resolve
+from .topology import ANCHOR, DEFAULT, Edge, Topology, resolve
 
 Reference = str | Path | ModelRef | PreTrainedModel
 
@@ -220,6 +220,7 @@ def describe(
     *,
     topology: Any,
     bridge: Any,
+    edge_bridges: Mapping[tuple[str, str], Any],
     sites: Any,
     alignment: str,
     mix: str,
@@ -242,6 +243,8 @@ def describe(
     anchor = members[ANCHOR]
     kinds = {name: alignment_of(anchor, members[name], alignment) for name in names[1:]}
     check_mix(mix, form.kind, kinds)
+    forms = {Edge(*edge): BridgeConfig.of(one) for edge, one in edge_bridges.items()}
+    _check_forms(form, forms, edges, kinds)
     rows = site_rows(sites, depths)
     return CouplingConfig(
         names=names,
@@ -249,6 +252,7 @@ def describe(
         model_configs={name: member.model.config for name, member in members.items()},
         topology=topology if isinstance(topology, str) else [list(edge) for edge in edges],
         bridge=form.to_dict(),
+        edge_bridges={edge.key: one.to_dict() for edge, one in forms.items()},
         site_layers=rows,
         alignment=kinds,
         mix=mix,
@@ -256,6 +260,30 @@ def describe(
         history={edge.key: names for edge in edges},
         dtype=anchor.model.dtype,
     )
+
+
+def _check_forms(
+    form: BridgeConfig,
+    forms: Mapping[Edge, BridgeConfig],
+    edges: Sequence[Edge],
+    alignment: Mapping[str, str],
+) -> None:
+    """Raises where an edge is given a form that it cannot have."""
+    for edge, one in forms.items():
+        if edge not in edges:
+            known = ", ".join(f"{e.source}->{e.target}" for e in edges) or "none"
+            raise ConfigError(
+                f"edge_bridges names {edge.source!r} -> {edge.target!r}, which is no edge; known: {known}"
+            )
+        if "moe" in (form.kind, one.kind):
+            raise ConfigError("kind='moe' is a router over all models; leave edge_bridges out")
+    for edge in edges:
+        others = [name for name in edge if alignment.get(name, "shared") != "shared"]
+        if forms.get(edge, form).reads == "prediction" and others:
+            raise TokenError(
+                f"reads='prediction' needs one vocabulary at both ends of {edge.source!r} -> {edge.target!r}, but "
+                f"{others[0]!r} is aligned by {alignment[others[0]]!r}; use reads='state'"
+            )
 
 
 def check_mix(mix: str, kind: str, alignment: Mapping[str, str]) -> None:

@@ -17,12 +17,16 @@ Kind = Literal["linear", "low_rank", "bottleneck", "random", "moe"]
 GateKind = Literal["fixed", "scalar", "token"]
 GateReads = Literal["source", "target", "both"]
 Start = Literal["zero", "ridge", "identity", "default"]
+Update = Literal["add", "blend"]
+Reads = Literal["state", "prediction"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "kind": ("linear", "low_rank", "bottleneck", "random", "moe"),
     "gate": ("fixed", "scalar", "token"),
     "gate_reads": ("source", "target", "both"),
     "start": ("zero", "ridge", "identity", "default"),
+    "update": ("add", "blend"),
+    "reads": ("state", "prediction"),
     "alignment": ("auto", "shared", "span", "clamp"),
     "mix": ("anchor", "average", "learned", "sigmoid"),
     "schedule": ("lockstep", "threads"),
@@ -66,6 +70,11 @@ class BridgeConfig:
         start: `zero` (an untrained ensemble equals the frozen anchor bit for bit), `identity` (`linear`, equal
             widths), `ridge` (`linear`, zero until `rc_agents.training.warm_start` solves for it) or `default`
             (nn.Linear's own, which `random` has in any case).
+        update: `add`, the published form, or `blend`, h_i <- (1 - gate) h_i + gate W n(h_j): an open gate puts the
+            source's state in the place of the target's own instead of on top of it.
+        reads: `state`, the source's residual stream, or `prediction`, what the source would say next if that state
+            were its last, as a mean of the target's input embeddings (one vocabulary for both; made for sites that
+            read a source at its end and write into a target at its beginning).
         normalize_source: n is RMS normalisation carried to the target's scale, rms(h_i) h_j / rms(h_j);
             False is the published form, n(h) = h.
 
@@ -80,10 +89,12 @@ class BridgeConfig:
     gate_reads: GateReads = "both"
     gate_floor: float = 0.0
     start: Start = "zero"
+    update: Update = "add"
+    reads: Reads = "state"
     normalize_source: bool = True
 
     def __post_init__(self) -> None:
-        for field in ("kind", "gate", "gate_reads", "start"):
+        for field in ("kind", "gate", "gate_reads", "start", "update", "reads"):
             check_choice(field, getattr(self, field))
         if self.kind == "low_rank" and (
             isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1
@@ -104,6 +115,14 @@ class BridgeConfig:
         for name, reason in self._unread().items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise ConfigError(f"{name}={getattr(self, name)!r} has no meaning for {reason}")
+        if self.update == "blend" and self.start in ("zero", "ridge") and not self._begins_shut():
+            raise ConfigError(
+                f"update='blend' with start={self.start!r} would wipe the target's state before the map is known: "
+                "use start='identity', or a token gate that begins below its gate_floor"
+            )
+
+    def _begins_shut(self) -> bool:
+        return self.gate == "token" and 1 / (1 + math.exp(-self.gate_init)) < self.gate_floor
 
     def _unread(self) -> dict[str, str]:
         """Returns the fields that this form never reads, each with the reason."""
@@ -114,7 +133,8 @@ class BridgeConfig:
         if self.gate == "fixed":
             unread["gate_init"] = "gate='fixed', which is the constant 1; use 'scalar' or 'token'"
         if self.kind == "moe":
-            bridge = ("gate", "gate_init", "gate_reads", "gate_floor", "start", "normalize_source")
+            parts = ("gate", "gate_init", "gate_reads", "gate_floor", "start", "update", "reads")
+            bridge = (*parts, "normalize_source")
             unread = dict.fromkeys(bridge, "kind='moe', a router without bridges; leave it out")
         if self.kind != "low_rank":
             unread["rank"] = f"kind={self.kind!r}; only 'low_rank' takes a rank"
@@ -205,6 +225,7 @@ class CouplingConfig(PreTrainedConfig):
         topology: a preset's name or a list of [source, target] pairs.
         preset: the preset that the topology was before `add_specialist(edges=...)` made it a list; None elsewhere.
         bridge: fields of `BridgeConfig`.
+        edge_bridges: the same for edges whose bridges have another form, `{"source__target": fields}`.
         site_layers: for each site the 1-based block of every model, in the order of `names`.
         alignment: for each name how its tokens meet the anchor's: shared, span or clamp.
         mix: anchor, average, learned or sigmoid (two models, m A + (1 - m) B).
@@ -222,6 +243,7 @@ class CouplingConfig(PreTrainedConfig):
     topology: str | list[Any] = DEFAULT
     preset: str | None = None
     bridge: dict[str, Any] | None = None
+    edge_bridges: dict[str, Any] | None = None
     site_layers: list[Any] | None = None
     alignment: dict[str, Any] | None = None
     mix: str = "anchor"
@@ -237,6 +259,9 @@ class CouplingConfig(PreTrainedConfig):
             for name, value in (self.model_configs or {}).items()
         }
         self.bridge = BridgeConfig.of(self.bridge).to_dict()
+        self.edge_bridges = {
+            key: BridgeConfig.of(form).to_dict() for key, form in (self.edge_bridges or {}).items()
+        }
         self.alignment = dict(self.alignment or {})
         self.fingerprints = dict(self.fingerprints or {})
         self.dtypes = dict(self.dtypes or {})
@@ -260,6 +285,10 @@ class CouplingConfig(PreTrainedConfig):
     def bridge_config(self) -> BridgeConfig:
         """The form of the bridges."""
         return BridgeConfig.of(self.bridge)
+
+    def bridge_form(self, edge: Edge) -> BridgeConfig:
+        """Returns the form of one edge's bridges."""
+        return BridgeConfig.of((self.edge_bridges or {}).get(edge.key, self.bridge))
 
     @property
     def span_names(self) -> list[str]:

@@ -174,9 +174,9 @@ def remove(ensemble: CoupledForCausalLM, name: str) -> None:
             {key: value for key, value in (getattr(config, field) or {}).items() if key != name},
         )
     keys = {edge.key for edge in gone}
-    config.history = {
-        key: value for key, value in (config.history or {}).items() if key not in keys
-    }
+    for field in ("history", "edge_bridges"):
+        kept = {k: v for k, v in (getattr(config, field) or {}).items() if k not in keys}
+        setattr(config, field, kept)
     ensemble.mixer.remove(name)
     config.mix = ensemble.mixer.kind
     for router in ensemble.routers:

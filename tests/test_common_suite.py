@@ -47,12 +47,15 @@ def _bridges():
         BridgeConfig(gate="token", gate_reads="source"),
         BridgeConfig(gate="token", gate_reads="target"),
         BridgeConfig(normalize_source=False),
+        BridgeConfig(update="blend", start="default"),
+        BridgeConfig(update="blend", gate="token", start="identity", normalize_source=False),
     ]
 
 
 def _name(bridge):
     return (
         f"{bridge.kind}-{bridge.gate}-{bridge.gate_reads}-{bridge.start}-{bridge.normalize_source}"
+        f"-{bridge.update}"
     )
 
 
@@ -241,6 +244,33 @@ def test_all_sources_are_read_before_any_target_is_written():
         lm = model.models[target]
         expected = lm.lm_head(lm.model.norm(hidden))
         torch.testing.assert_close(steered[target], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gate", ["fixed", "scalar", "token"])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_blend_puts_the_source_in_the_targets_place(gate, normalised):
+    """(1 - g) h_i + g W n(h_j); an open gate gives what the anchor's own head says of the other's states."""
+    form = BridgeConfig(gate=gate, update="blend", start="identity", normalize_source=normalised)
+    model = ensemble("llama", "llama", sites=[4], bridge=form, topology="unilateral", awake=False)
+    ids, states = prompts(), {}
+    for number, name in enumerate(model.names):
+        last = (alone := tiny("llama", seed=number)).model.layers[-1]
+        last.register_forward_hook(lambda _, args, output, name=name: states.update({name: output}))
+        alone(ids)
+    own, heard = states["anchor"], states[model.specialists[0]]
+    size = [h.square().mean(-1, keepdim=True).sqrt() for h in (own, heard)]
+    value = torch.sigmoid(torch.tensor(-2.0)) if gate != "fixed" else 1.0
+    if normalised:
+        heard = heard * size[0] / size[1]
+    lm = model.models["anchor"]
+    expected = lm.lm_head(lm.model.norm((1 - value) * own + value * heard))
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_blend_that_is_shut_is_its_anchor_bit_for_bit():
+    shut = BridgeConfig(gate="token", gate_init=-4.0, gate_floor=0.05, update="blend")
+    model, ids = ensemble("llama", "gpt2", bridge=shut, awake=False), prompts()
+    assert torch.equal(model(ids).logits, frozen_logits(tiny("llama"), ids))
 
 
 @pytest.mark.parametrize("count", range(1, 6))

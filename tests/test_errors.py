@@ -324,6 +324,16 @@ CASES = {
         ConfigError,
         "normalize_source=False has no meaning for kind='moe'",
     ),
+    "an update of a router": (
+        lambda m, f: BridgeConfig(kind="moe", update="blend"),
+        ConfigError,
+        "update='blend' has no meaning for kind='moe'",
+    ),
+    "a blend that wipes": (
+        lambda m, f: BridgeConfig(gate="token", gate_floor=0.05, update="blend"),
+        ConfigError,
+        "update='blend' with start='zero' would wipe the target's state before the map is known: use start='identity'",
+    ),
     "a topology of a router": (
         lambda m, f: _couple(tiny("llama"), tiny("opt"), bridge=ONE, topology="unilateral"),
         ConfigError,
@@ -802,6 +812,7 @@ FORMS = [
     BridgeConfig(gate="token", gate_init=-1.0, gate_reads="source"),
     BridgeConfig(kind="random", gate="token", start="default"),
     BridgeConfig(start="ridge"),
+    BridgeConfig(start="identity", update="blend"),
 ]
 
 

@@ -23,7 +23,8 @@ def test_left_out_models_stand_where_the_anchor_says():
         ([{"anchor": 3}, 6], "names the anchor's block too"),
         ([{"anchor": 3, "three": 1}], "unknown model 'three'"),
         ([{"anchor": 3, "one": 13}], r"sites \[13\] lie outside the blocks 1..12 of 'one'"),
-        ([{"anchor": 3, "one": 9}, {"anchor": 5, "one": 9}], "must rise without repeats"),
+        ([{"anchor": 5, "one": 9}, {"anchor": 3, "one": 9}], "must not go back"),
+        ([{"anchor": 3, "one": 9}, {"anchor": 3, "one": 9}], "two sites are the same"),
         ([{"anchor": True}], "got True for 'anchor'"),
     ],
 )

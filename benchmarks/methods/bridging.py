@@ -65,12 +65,14 @@ def solve_gates(
         bench: whose recipe says how.
         model: an ensemble whose edges all lead into the anchor.
         speak: by specialist, the pairs that it answers.
-        retained: where nobody should speak; strangers are left to training.
+        retained: where nobody should speak; strangers are left to training unless the recipe says otherwise.
     """
     recipe = bench.recipe
     if recipe.gates is None:
         return {}
-    silent = [one for one in retained if getattr(one, "group", "") != "strangers"]
+    silent = [
+        one for one in retained if recipe.strangers or getattr(one, "group", "") != "strangers"
+    ]
     fits = start_gates(
         model,
         speak,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -18,7 +19,8 @@ def site_rows(sites: Sites, depths: Mapping[str, int]) -> list[list[int]]:
     Args:
         sites: a count or the anchor's blocks, as `anchor_sites` takes them, at which the others stand at the same
             share of their depth; or for each site a mapping from models to blocks, at which one model may be far
-            ahead of another. A model that a mapping leaves out stands where the anchor's block says.
+            ahead of another. A model that a mapping leaves out stands where the anchor's block says. A model may
+            stand still from one site to the next, as a source does that others read at its end more than once.
         depths: blocks of every model, the anchor's first.
 
     Raises:
@@ -33,8 +35,11 @@ def site_rows(sites: Sites, depths: Mapping[str, int]) -> list[list[int]]:
         wrong = [block for block in blocks if not 1 <= block <= depth]
         if wrong:
             raise ConfigError(f"sites {wrong} lie outside the blocks 1..{depth} of {name!r}")
-        if sorted(set(blocks)) != blocks:
-            raise ConfigError(f"the sites of {name!r} must rise without repeats, got {blocks}")
+        if sorted(blocks) != blocks:
+            raise ConfigError(f"the sites of {name!r} must not go back, got {blocks}")
+    for one, other in itertools.pairwise(rows):
+        if one == other:
+            raise ConfigError(f"two sites are the same, {dict(zip(depths, one, strict=True))}")
     return rows
 
 

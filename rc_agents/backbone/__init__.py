@@ -3,12 +3,14 @@
 from .blocks import accepted_arguments, cache_argument, find_blocks, num_blocks, stream_width
 from .checks import check
 from .identity import fingerprint, weights_hash
+from .lens import Lens
 from .loading import first_line, freeze, load, load_tokenizer, locate, share_weights
 from .taps import ARRIVE, OWNER, tap
 
 __all__ = [
     "ARRIVE",
     "OWNER",
+    "Lens",
     "accepted_arguments",
     "cache_argument",
     "check",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -23,14 +23,14 @@ OWNER: ContextVar[int | None] = ContextVar("rc_agents_owner", default=None)
 
 
 def tap(
-    model: PreTrainedModel, layers: Mapping[int, int], owner: int
+    model: PreTrainedModel, layers: Sequence[int], owner: int
 ) -> list[torch.utils.hooks.RemovableHandle]:
     """Lets a session see and replace the hidden states behind chosen blocks.
 
     Outside a coupled pass the hooks do nothing and change no bit.
 
     Args:
-        layers: 1-based block -> site index.
+        layers: for each site the 1-based block behind which it lies; several sites may lie behind one block.
         owner: the ensemble's key; passes of other ensembles over the same model do not concern it.
 
     Returns:
@@ -39,7 +39,7 @@ def tap(
     blocks = find_blocks(model)
     return [
         blocks[layer - 1].register_forward_hook(_hook(site, owner))
-        for layer, site in layers.items()
+        for site, layer in enumerate(layers)
     ]
 
 

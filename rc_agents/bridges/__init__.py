@@ -6,6 +6,7 @@ from .gate import FixedGate, Gate, ScalarGate, TokenGate
 from .linear import LinearMap
 from .low_rank import LowRankMap
 from .named import Named
+from .prediction import Prediction
 from .random import RandomMap
 from .router import Router
 
@@ -17,6 +18,7 @@ __all__ = [
     "LinearMap",
     "LowRankMap",
     "Named",
+    "Prediction",
     "RandomMap",
     "Router",
     "ScalarGate",

@@ -1,4 +1,10 @@
-"""One bridge: h_i <- h_i + gate(h_j, h_i) W n(h_j), the equation of Residual Coupling (Ekin, 2026)."""
+"""One bridge: h_i <- h_i + gate(h_j, h_i) W n(h_j), the equation of Residual Coupling (Ekin, 2026).
+
+With `update="blend"` it is h_i <- h_i + gate(h_j, h_i) (W n(h_j) - h_i), as in highway networks (Srivastava et al.,
+2015): where the gate is open the target goes on from what it hears instead of from the sum of both. With
+`reads="prediction"` the map reads what the source would say next in place of its state (`Prediction`); the gate reads
+the state.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +16,7 @@ from .bottleneck import BottleneckMap
 from .gate import GATES
 from .linear import LinearMap
 from .low_rank import LowRankMap
+from .prediction import Prediction
 from .random import RandomMap
 
 EPS = 1e-6
@@ -35,7 +42,10 @@ class Bridge(nn.Module):
     def __init__(self, config: BridgeConfig, source_width: int, target_width: int) -> None:
         super().__init__()
         self.normalize_source = config.normalize_source
-        self.map = MAPS[config.kind](config, source_width, target_width)
+        self.blends = config.update == "blend"
+        self.reading: Prediction | None = None  # set where the models are known
+        read_width = target_width if config.reads == "prediction" else source_width
+        self.map = MAPS[config.kind](config, read_width, target_width)
         self.gate = GATES[config.gate](config, source_width, target_width)
 
     def forward(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor:
@@ -51,7 +61,10 @@ class Bridge(nn.Module):
         work = torch.promote_types(torch.float32, source_BTD.dtype)
         source, target = source_BTD.to(work), target_BTD.to(work)
         gate = self.gate(source, target)
-        if not self.normalize_source:
-            return (self.map(source) * gate).to(target_BTD.dtype)
-        scale = rms(target) / (rms(source) + EPS)
-        return (self.map(source) * (scale * gate)).to(target_BTD.dtype)
+        if self.reading is not None:
+            source = self.reading(source_BTD).to(target.device, work)
+        scale = rms(target) / (rms(source) + EPS) if self.normalize_source else 1.0
+        update = self.map(source) * (scale * gate)
+        if self.blends:
+            update = update - target * gate
+        return update.to(target_BTD.dtype)

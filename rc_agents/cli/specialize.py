@@ -20,6 +20,10 @@ def specialize(
         Path, typer.Argument(help="What to teach: a text file, a folder of them, or JSONL.")
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the adapter.")],
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Go on from this LoRA adapter on the same base, in its own form."),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 300,
     rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 1e-3,
@@ -65,7 +69,15 @@ def specialize(
         save_steps=save_steps,
     )
     with contextlib.redirect_stdout(sys.stderr):  # the trainer's own log
-        done = train(base, data, output, config, resume=resume, progress=sys.stderr.isatty())
+        done = train(
+            base,
+            data,
+            output,
+            config,
+            adapter=adapter,
+            resume=resume,
+            progress=sys.stderr.isatty(),
+        )
     if as_json:
         print(json.dumps(asdict(done) | {"path": str(done.path)}))
         return

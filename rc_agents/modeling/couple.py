@@ -19,6 +19,7 @@ def couple(
     *,
     topology: str | Topology | Sequence[Sequence[str]] = "multi_bilateral",
     bridge: BridgeConfig | dict[str, Any] | str | None = None,
+    edge_bridges: Mapping[tuple[str, str], BridgeConfig | dict[str, Any] | str] | None = None,
     sites: Sites = 5,
     alignment: str = "auto",
     mix: str = "anchor",
@@ -36,6 +37,7 @@ def couple(
         specialists: name -> model, in order of addition; None or empty for the anchor alone.
         topology: "unilateral", "star_bilateral", "multi_bilateral", or a `Topology` of edges.
         bridge: the form of the bridges, a `BridgeConfig`.
+        edge_bridges: (source, target) -> another form for the bridges of this edge.
         sites: how many meeting points, the last block included; the anchor's 1-based blocks; or a mapping for each,
             such as {"anchor": 12, "medical": 28}, by which a model is read late and heard early.
         alignment: how tokens meet: "auto" (shared for equal tokenizers, else span), "shared", "span", or "clamp" (the
@@ -66,6 +68,7 @@ def couple(
         loader.members,
         topology=topology,
         bridge=bridge,
+        edge_bridges=edge_bridges or {},
         sites=sites,
         alignment=alignment,
         mix=mix,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from .. import backbone, placement
 from ..assembly import Member
-from ..bridges import Bridge, Router
+from ..bridges import Bridge, Prediction, Router
 from ..config import CouplingConfig
 from ..errors import ConfigError, InputError
 from ..mixing import OutputMixer
@@ -124,7 +124,7 @@ class EnsembleParts(PreTrainedModel):
 
     def _tap(self, name: str) -> None:
         column = self.names.index(name)
-        layers = {row[column]: site for site, row in enumerate(self.sites)}
+        layers = [row[column] for row in self.sites]
         self._handles[name] = backbone.tap(self.models[name], layers, self.key)
 
     @contextmanager
@@ -144,7 +144,12 @@ class EnsembleParts(PreTrainedModel):
         source, target = self.models[edge.source], self.models[edge.target]
         blocks, column = backbone.find_blocks(target), self.names.index(edge.target)
         widths = backbone.stream_width(source), backbone.stream_width(target)
-        made = [Bridge(self.config.bridge_config, *widths) for _ in self.sites]
+        form = self.config.bridge_form(edge)
+        made = [Bridge(form, *widths) for _ in self.sites]
+        if form.reads == "prediction":
+            reading = Prediction(backbone.Lens(source), target.get_input_embeddings())
+            for bridge in made:
+                bridge.reading = reading
         for bridge, row in zip(made, self.sites, strict=True):
             bridge.to(placement.execution_device(blocks[row[column] - 1]))
         self.bridges[edge.key] = nn.ModuleList(made)

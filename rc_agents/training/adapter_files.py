@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+
+from rc_agents.errors import TrainingError
 
 LOG = "training.jsonl"
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -60,16 +62,65 @@ def save_adapter(
         os.replace(made, output)
 
 
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Returns the config of a LoRA adapter's folder.
+
+    Raises:
+        TrainingError: there is none, or of another kind.
+    """
+    path = Path(folder) / _CONFIG
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{folder} has no adapter to go on from: {error}") from error
+    if found.get("peft_type") != "LORA":
+        raise TrainingError(
+            f"{folder} holds an adapter of the kind {found.get('peft_type')}; only LORA can be trained further"
+        )
+    return found
+
+
+def load_adapter(model: PeftModel, folder: str | Path, first_block: int = 0) -> None:
+    """Copies an adapter's weights into a PEFT model of the same form.
+
+    Args:
+        model: whose adapter is overwritten.
+        folder: of the adapter.
+        first_block: which block of the whole base the model's first block is.
+
+    Raises:
+        TrainingError: its weights are missing, or are not those of this model.
+    """
+    path = Path(folder) / _WEIGHTS
+    if not path.is_file():
+        raise TrainingError(f"{folder} has no {_WEIGHTS} to go on from")
+    weights = {_renumbered(name, -first_block): part for name, part in load_file(path).items()}
+    try:
+        done = set_peft_model_state_dict(model, weights)
+    except RuntimeError as error:
+        raise TrainingError(f"{folder} does not fit the base: {error}") from error
+    missing = [name for name in done.missing_keys if "lora_" in name]
+    if missing or done.unexpected_keys:
+        raise TrainingError(
+            f"{folder} does not fit the base: {len(missing)} weights are missing and "
+            f"{len(done.unexpected_keys)} unknown, such as {[*missing, *done.unexpected_keys][0]}"
+        )
+
+
+def _renumbered(name: str, by: int) -> str:
+    """Returns a weight's name with its block counted so many further."""
+    return re.sub(
+        r"\.(\w+)\.(\d+)\.", lambda found: f".{found[1]}.{int(found[2]) + by}.", name, count=1
+    )
+
+
 def _mend_weights(path: Path, first_block: int) -> str:
     """Counts the blocks in the weights' names from `first_block`; returns what the block list is called."""
     pattern, weights = "layers", {}
     for name, tensor in load_file(path).items():
-        found = re.search(r"\.(\w+)\.(\d+)\.", name)
-        if found is not None:
+        if found := re.search(r"\.(\w+)\.\d+\.", name):
             pattern = found[1]
-            block = f".{pattern}.{int(found[2]) + first_block}."
-            name = name[: found.start()] + block + name[found.end() :]
-        weights[name] = tensor.half().contiguous()
+        weights[_renumbered(name, first_block)] = tensor.half().contiguous()
     save_file(weights, path, metadata={"format": "pt"})
     return pattern
 

@@ -211,8 +211,8 @@ def own_answers(
         ]
         answers = tokenizer.batch_decode(kept, skip_special_tokens=True)
         found += [
-            data.Pair(prompt, answer, "own")
-            for prompt, answer in zip(asked, answers, strict=True)
+            data.Pair(prompt, answer, "own", ends=len(tokens) < max_new_tokens)
+            for prompt, answer, tokens in zip(asked, answers, kept, strict=True)
             if answer.strip()
         ]
     return found

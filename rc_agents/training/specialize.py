@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rc_agents import packaged
 from rc_agents.backbone import find_blocks, first_line, freeze
 from rc_agents.errors import ModelError, RCError, TrainingError, nearest
 from rc_agents.training import data as training_data
-from rc_agents.training.adapter_files import save_adapter
+from rc_agents.training.adapter_files import load_adapter, read_config, save_adapter
 from rc_agents.training.adapter_trainer import AdapterTrainer, LossWatch, can_pack
 from rc_agents.training.lower_blocks import EnteredBatches, split_blocks
 
@@ -110,6 +110,7 @@ def specialize(
     output: str | Path,
     config: SpecializeConfig | None = None,
     *,
+    adapter: str | Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     resume: bool = False,
     progress: bool = True,
@@ -121,6 +122,8 @@ def specialize(
         data: whatever `rc_agents.training.data.read` takes.
         output: folder to make; replaced whole when training ends, untouched before.
         config: how to train.
+        adapter: folder of a LoRA adapter on the same base, to go on from with other data; its rank, alpha, layers and
+            blocks are kept, and those of the config not read. The folder itself stays as it is.
         callbacks: more transformers callbacks; they find the PEFT model as `kwargs["model"]`.
         resume: go on from the last checkpoint of the same run (needs `save_steps` then and now).
         progress: show a progress bar.
@@ -131,6 +134,8 @@ def specialize(
         TrainingError: settings that cannot work, nothing to resume, or a loss that is not a number.
     """
     config = config or SpecializeConfig()
+    if adapter is not None:
+        config = form_of(adapter, config)
     output = Path(output)
     records = training_data.read(data)
     unfinished = output.with_name(output.name + ".unfinished")
@@ -138,6 +143,8 @@ def specialize(
     model, tokenizer = load_base(base, config.dtype)
     batches = _batches(records, tokenizer, model.to(arguments.device), config)
     model = _with_adapter(model, config)
+    if adapter is not None:
+        load_adapter(model, adapter, config.frozen_blocks)
     if not resume:
         shutil.rmtree(unfinished, ignore_errors=True)
     log = LossWatch()
@@ -166,6 +173,30 @@ def specialize(
         loss=_mean_loss(history),
         seconds=log.seconds,
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
+
+
+def form_of(adapter: str | Path, config: SpecializeConfig) -> SpecializeConfig:
+    """Returns the config with the rank, alpha, layers and blocks of a LoRA adapter.
+
+    Raises:
+        TrainingError: the folder has no LoRA adapter, or blocks that do not follow one another.
+    """
+    found = read_config(adapter)
+    blocks = found.get("layers_to_transform")
+    blocks = [blocks] if isinstance(blocks, int) else blocks or []
+    if blocks and sorted(blocks) != [*range(min(blocks), max(blocks) + 1)]:
+        raise TrainingError(
+            f"{adapter} adapts the blocks {blocks}; only blocks in a row can be trained further"
+        )
+    targets = found["target_modules"]
+    return replace(
+        config,
+        frozen_blocks=min(blocks, default=0),
+        last_block=max(blocks) + 1 if blocks else None,
+        rank=found["r"],
+        alpha=found["lora_alpha"],
+        target_modules=targets if isinstance(targets, str) else sorted(targets),
     )
 
 

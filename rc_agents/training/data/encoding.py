@@ -34,7 +34,7 @@ def encode(
     long: Long = "refuse",
     every_turn: bool = False,
 ) -> list[Encoded]:
-    """Returns token ids: a pair ends with the end-of-text token; documents, joined by it, fill blocks.
+    """Returns token ids: a whole pair ends with the end-of-text token; documents, joined by it, fill blocks.
 
     Args:
         tokenizer: of the model that is trained.
@@ -93,7 +93,8 @@ def _encode_pair(tokenizer: Any, pair: Pair, *, rendered: bool) -> Encoded:
         )
     prompt = tokenizer(pair.prompt, add_special_tokens=not rendered, verbose=False).input_ids
     completion = tokenizer(pair.completion, add_special_tokens=False, verbose=False).input_ids
-    end = [] if completion[-1:] == [tokenizer.eos_token_id] else [tokenizer.eos_token_id]
+    ended = not pair.ends or completion[-1:] == [tokenizer.eos_token_id]
+    end = [] if ended else [tokenizer.eos_token_id]
     return Encoded((*prompt, *completion, *end), len(prompt), pair.group)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from rc_agents.errors import DataError
 
 PAIR_FIELDS = (("prompt", "completion"), ("question", "answer"))
-FIELDS = ("text", *(field for pair in PAIR_FIELDS for field in pair), "messages", "group")
+FIELDS = ("text", *(field for pair in PAIR_FIELDS for field in pair), "messages", "group", "ends")
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,15 @@ class Pair:
     """A prompt and what should follow it.
 
     Batches are made of pairs of one `group`, such as one prompt template; `text` is the group that
-    documents have. `origin` is that of `Document`.
+    documents have. `origin` is that of `Document`. With `ends=False` the completion was cut off, and no
+    end of text is learnt behind it.
     """
 
     prompt: str
     completion: str
     group: str = ""
     origin: str = ""
+    ends: bool = True
 
     @property
     def key(self) -> str:
@@ -97,7 +99,8 @@ def record(item: Any, where: str) -> Record:
             return Document(item["text"])
         for prompt, completion in PAIR_FIELDS:
             if _filled(item, prompt, completion):
-                return Pair(item[prompt], item[completion], str(item.get("group") or ""))
+                group, ends = str(item.get("group") or ""), item.get("ends") is not False
+                return Pair(item[prompt], item[completion], group, ends=ends)
         if item.get("messages") is not None:
             messages = _messages(item["messages"], where)
             return Conversation(messages, str(item.get("group") or "chat"))

@@ -1,0 +1,79 @@
+"""What a model would say if a state were its last: the output layer, and whatever lies before it, on any state.
+
+The logit lens (nostalgebraist, 2020). Shapes: N states, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .blocks import find_blocks
+from .loading import share_weights
+
+_ENTERING: ContextVar[Tensor] = ContextVar("rc_agents_entering")
+
+
+class _Stays(nn.Module):
+    """Stands where a block stood and lets the states through; the last one gives those that the lens is asked about."""
+
+    def __init__(self, block: nn.Module, gives: bool, returns_tuple: bool) -> None:
+        super().__init__()
+        object.__setattr__(
+            self, "block", block
+        )  # its attributes are read, its weights are not ours
+        self.gives, self.returns_tuple = gives, returns_tuple
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "block"), name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        states = _ENTERING.get() if self.gives else hidden_states
+        return (states,) if self.returns_tuple else states
+
+
+class Lens:
+    """A model's output side alone; the weights are the model's own, and none is a parameter of who holds the lens.
+
+    Args:
+        model: any causal language model.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = share_weights(model).eval()
+        blocks = find_blocks(self.model)
+        returns_tuple = _returns_tuple(model)
+        for index, block in enumerate(list(blocks)):
+            blocks[index] = _Stays(block, index == len(blocks) - 1, returns_tuple)
+
+    def __call__(self, states_ND: Tensor) -> Tensor:
+        """Returns the logits (N, V)."""
+        like: Any = self.model.get_input_embeddings().weight
+        head: Any = self.model.get_output_embeddings().weight
+        token = _ENTERING.set(states_ND.to(head.device, head.dtype)[None])
+        try:
+            ids = torch.zeros(1, len(states_ND), dtype=torch.long, device=like.device)
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+            return logits[0]
+        finally:
+            _ENTERING.reset(token)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Lens:
+        return self  # frozen
+
+
+def _returns_tuple(model: PreTrainedModel) -> bool:
+    seen: list[bool] = []
+    handle = find_blocks(model)[-1].register_forward_hook(
+        lambda module, args, output: seen.append(isinstance(output, tuple))
+    )
+    try:
+        with torch.no_grad():
+            model(torch.arange(4, device=model.device)[None], use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]
