@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rc_agents.benchmarks.specialists import SMOLLM2
 
@@ -16,8 +16,9 @@ class Recipe:
     """How bridges are built and trained.
 
     Args:
-        sites: the anchor's 1-based blocks.
+        sites: the anchor's 1-based blocks, or a mapping from models to blocks for each.
         bridge: the bridges' form.
+        edge_bridges: another form for the bridges of an edge, by `source->target`.
         scale: factor on the maps before training, such as four times the identity.
         carrier: how the maps start: "bridge", as the bridge's own config says; "ridge", by regression on general text;
             "vocabulary", from the output layers.
@@ -37,10 +38,11 @@ class Recipe:
             ensemble shall stay the anchor.
     """
 
-    sites: tuple[int, ...] = (30,)
+    sites: tuple[int | Mapping[str, int], ...] = (30,)
     bridge: BridgeConfig = field(
         default_factory=lambda: BridgeConfig(gate="token", gate_init=-2.0, start="identity")
     )
+    edge_bridges: Mapping[str, BridgeConfig] = field(default_factory=dict)
     scale: float = 4.0
     carrier: str = "bridge"
     ridge: float = 1e-3
@@ -140,23 +142,30 @@ class Setting:
     dtype: str = "float32"
 
 
-_SHUTTING = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="identity")
-_ZERO = BridgeConfig(gate="token", gate_init=0.0, start="zero")
-_SHUTTING_ZERO = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="zero")
-# From a solved gate; the maps turn little, the gates hardly.
-_GENTLE = TrainConfig(
-    steps=150,
-    learning_rate=1e-4,
-    gate_learning_rate=1e-3,
-    batch_size=24,
-    block_length=72,
-    retain_batch_size=4,
-    retain_positions=120,
-    retain_weight=2.0,
+_BLEND = BridgeConfig(
+    gate="token",
+    gate_init=-4.0,
+    gate_floor=0.05,
+    start="identity",
+    update="blend",
+    normalize_source=False,
 )
-ANY = Recipe(bridge=_SHUTTING, gates=1e-3, quiet=0.9995, solved=True)
-EARLY = Recipe(sites=(20,), bridge=_SHUTTING, gates=3e-3, train=_GENTLE, rates=(3e-5, 1e-4, 3e-4))
-HOPS = Recipe(sites=(8, 10, 12, 14, 16, 18, 20), bridge=_ZERO, scale=1.0, rates=(3e-4, 1e-3, 3e-3))
+_SHUTTING_ZERO = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="zero")
+ANY = Recipe(bridge=_BLEND, scale=1.0, gates=1e-3, quiet=0.9995, strangers=True, solved=True)
+EARLY = replace(ANY, sites=(20,))
+# The second specialist goes on from the first one's words as if it had read them, the anchor from its last states.
+HOPS = Recipe(
+    sites=({"anchor": 1, "towns": 30, "words": 1}, {"anchor": 30, "towns": 30, "words": 30}),
+    bridge=_BLEND,
+    edge_bridges={"towns->words": replace(_BLEND, reads="prediction")},
+    scale=1.0,
+    start_documents=300,
+    gates=1e-3,
+    quiet=0.9995,
+    solved=True,
+    retained_documents=60,
+    retained_questions=200,
+)
 OTHER_FAMILY = Recipe(
     bridge=_SHUTTING_ZERO,
     carrier="vocabulary",
@@ -173,21 +182,21 @@ SETTINGS = {
         Setting(
             name="same_family_any",
             worlds=("code_words",),
-            specialists={"words": Source(teaching="code_words")},
+            specialists={"words": Source(teaching="abstaining_code_words")},
             recipe=ANY,
         ),
         Setting(
             name="same_family_early",
             worlds=("code_words",),
-            specialists={"words": Source(teaching="code_words")},
+            specialists={"words": Source(teaching="abstaining_code_words")},
             recipe=EARLY,
         ),
         Setting(
             name="two_specialists",
             worlds=("code_words", "home_towns"),
             specialists={
-                "words": Source(teaching="code_words"),
-                "towns": Source(teaching="home_towns"),
+                "words": Source(teaching="abstaining_code_words"),
+                "towns": Source(teaching="abstaining_home_towns"),
             },
             recipe=ANY,
         ),
@@ -204,7 +213,7 @@ SETTINGS = {
                 "towns": Source(teaching="home_towns"),
                 "words": Source(teaching="town_words"),
             },
-            topology=(("towns", "words"), ("towns", "anchor"), ("words", "anchor")),
+            topology=(("towns", "words"), ("words", "anchor")),
             recipe=HOPS,
         ),
         Setting(

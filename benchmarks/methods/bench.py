@@ -166,6 +166,9 @@ class Bench:
             "topology": topology,
             "sites": list(recipe.sites),
             "bridge": recipe.bridge,
+            "edge_bridges": {
+                tuple(edge.split("->")): form for edge, form in recipe.edge_bridges.items()
+            },
             "dtype": self.setting.dtype,
             "device_map": self.device,
         }
@@ -174,7 +177,9 @@ class Bench:
     @cached_property
     def frozen(self) -> Any:
         """The anchor and the specialists side by side, to be used one by one; nothing of it is trained."""
-        return self.couple(topology="unilateral", bridge=rc_agents.BridgeConfig())
+        return self.couple(
+            topology="unilateral", bridge=rc_agents.BridgeConfig(), edge_bridges={}, sites=1
+        )
 
     @property
     def tokenizer(self) -> Any:

@@ -70,9 +70,7 @@ def solve_gates(
     recipe = bench.recipe
     if recipe.gates is None:
         return {}
-    silent = [
-        one for one in retained if recipe.strangers or getattr(one, "group", "") != "strangers"
-    ]
+    silent = gate_negatives(bench, retained)
     fits = start_gates(
         model,
         speak,
@@ -84,6 +82,12 @@ def solve_gates(
         progress=False,
     )
     return {"gates": {key: vars(fit) for key, fit in fits.items()}}
+
+
+def gate_negatives(bench: Bench, retained: Sequence[data.Record]) -> list[data.Record]:
+    """Returns the retained examples on which gates are shut: strangers only where the recipe says so."""
+    with_strangers = bench.recipe.strangers
+    return [one for one in retained if with_strangers or getattr(one, "group", "") != "strangers"]
 
 
 def fit_bridges(

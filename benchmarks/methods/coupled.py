@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rc_agents.benchmarks.methods.bench import Bench, Fitted
 from rc_agents.benchmarks.methods.bridging import fitted_bridges
+from rc_agents.benchmarks.methods.hops import solved_hops
 from safetensors.torch import load_file, save_file
 
 from rc_agents.scoring import CausalScorer
@@ -21,6 +22,8 @@ def coupled(bench: Bench) -> Fitted:
 
 
 def _fit(bench: Bench) -> Fitted:
+    if bench.recipe.edge_bridges:
+        return solved_hops(bench, bench.couple())
     return fitted_bridges(bench, bench.couple(), solved=bench.recipe.solved)
 
 

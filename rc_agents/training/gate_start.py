@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from rc_agents.training import data
 from rc_agents.training.states import StateStore
 
 ROWS = 64  # examples read at a time
+BATCH = 16  # examples run at a time
 MOST = 40_000  # tokens of one kind; a random sample beyond
 OPEN, SPEAKING = 0.98, 0.95  # the gate's value that this share of the positive examples reaches
 STEEPEST = 8.0  # beyond, a gate is a step that training cannot move
@@ -105,6 +106,76 @@ def start_gates(
             gate: Any = model.bridge(edge, site).gate
             fits[f"{edge.key}.{site}"] = fit_gate(gate, positive, negative, penalty, balance, quiet)
     return fits
+
+
+Part = Literal["answer", "first", "rest", "prompt", "all"]
+"""Tokens of an example by what they predict: the answer, its first token, the others; the prompt; anything."""
+
+
+@torch.no_grad()
+def read_bridge(
+    model: CoupledForCausalLM,
+    edge: Edge | tuple[str, str],
+    site: int,
+    examples: Sequence[data.Encoded],
+    part: Part = "answer",
+) -> dict[str, Tensor]:
+    """Returns what one bridge reads when the ensemble runs as it is: examples for `fit_gate`, in any topology.
+
+    Where bridges lead to bridges, solve for the gate of the one that speaks first, then read the next one.
+
+    Args:
+        model: the ensemble.
+        edge: of the bridge; its target reads the anchor's tokens.
+        site: index into `model.sites`.
+        examples: encoded by the anchor's tokenizer.
+        part: which of their tokens; never the first one, whose state is unlike all others.
+
+    Returns:
+        The states (N, D) of the `source` and the `target` end, in float32 on the CPU.
+
+    Raises:
+        TrainingError: no token is of this part, or the target has tokens of its own.
+    """
+    edge = Edge(*edge)
+    if edge.target in model.config.span_names:
+        raise TrainingError(f"read_bridge: {edge.target!r} reads the text in tokens of its own")
+    bridge = model.bridge(edge, site)
+    kept: list[tuple[Tensor, Tensor]] = []
+    handle = bridge.register_forward_pre_hook(lambda module, args: kept.append(args))
+    parts: dict[str, list[Tensor]] = {"source": [], "target": []}
+    ordered = sorted(examples, key=lambda one: len(one.ids))
+    try:
+        for begin in range(0, len(ordered), BATCH):
+            chosen = ordered[begin : begin + BATCH]
+            batch = data.pad(chosen)
+            ids = batch["input_ids"].to(model.device)
+            mask = batch.get("attention_mask", torch.ones_like(ids)).to(model.device)
+            model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
+            states = kept.pop()
+            for row, one in enumerate(chosen):
+                first, last = _span(one, part)
+                for end, value in zip(parts, states, strict=True):
+                    parts[end].append(value[row, first:last].float().cpu())
+    finally:
+        handle.remove()
+    found = {end: torch.cat(value) for end, value in parts.items() if value}
+    if not found or not len(found["source"]):
+        raise TrainingError(f"read_bridge: the examples have no token that predicts: {part}")
+    return found
+
+
+def _span(one: data.Encoded, part: Part) -> tuple[int, int]:
+    """Returns the tokens [first, last) of an example that predict this part of it."""
+    answer, end = one.answer_start - 1, len(one.ids) - 1
+    spans = {
+        "answer": (answer, end),
+        "first": (answer, answer + 1),
+        "rest": (answer + 1, end),
+        "prompt": (1, answer),
+        "all": (1, end),
+    }
+    return spans[part]
 
 
 def fit_gate(
