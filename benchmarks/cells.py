@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rc_agents.benchmarks.methods import METHODS, Bench, NotApplicable
 from rc_agents.benchmarks.methods.bench import FORMAT as FITTED
-from rc_agents.benchmarks.settings import Setting
+from rc_agents.benchmarks.settings import Setting, chosen
 from rc_agents.benchmarks.tasks.transfer import evaluate
 
 from rc_agents.provenance import provenance
@@ -28,6 +28,7 @@ UNTRAINED = (
     "merged_adapters",
     "text_handoff",
 )
+ALONE, OTHERS = ("frozen_anchor",), ("specialists", "worlds")
 TRAINING = ("recipe", "rates", "topology")  # of a setting: what these do not read
 SAME = {
     "adapter_on_anchor": "specialist"
@@ -54,17 +55,19 @@ class Cell:
 
         A method without training depends on neither the recipe nor the setting's name, so settings share its cell.
         """
-        setting = asdict(self.setting)
-        for name in ("name", *(TRAINING if self.method in UNTRAINED else ())):
-            del setting[name]
+        setting = chosen(self.setting)
+        alone = self.method in ALONE
+        left_out = (*(TRAINING if self.method in UNTRAINED else ()), *(OTHERS if alone else ()))
+        for name in ("name", *left_out):
+            setting.pop(name, None)
         about = {
             "format": [FORMAT, *(() if self.method in UNTRAINED else (FITTED,))],
             "setting": setting,
-            "specialists": list(self.setting.specialists),
+            "specialists": [] if alone else list(self.setting.specialists),
             "method": SAME.get(self.method, self.method) if bench.shares_base else self.method,
             "seed": self.seed,
             "asked": bench.asked,
-            "adapters": bench.adapters,
+            "adapters": {} if alone else bench.adapters,
             "device": torch.device(bench.device or "cpu").type,
         }
         text = json.dumps(about, sort_keys=True, default=str)

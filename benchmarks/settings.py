@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 from rc_agents.benchmarks.specialists import SMOLLM2
 
@@ -69,6 +70,27 @@ class Recipe:
     ways: int = 4
     retained_documents: int = 120
     retained_questions: int = 300
+
+
+def chosen(settings: Any) -> Any:
+    """Returns settings as plain data without the fields that have their default value.
+
+    What is hashed of them then stays the same when a new field comes whose default is how things were.
+    """
+    if is_dataclass(settings):
+        found = {}
+        for one in fields(settings):
+            value, usual = getattr(settings, one.name), one.default
+            if one.default_factory is not MISSING:
+                usual = one.default_factory()
+            if usual is MISSING or value != usual:
+                found[one.name] = chosen(value)
+        return found
+    if isinstance(settings, Mapping):
+        return {name: chosen(value) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [chosen(value) for value in settings]
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +172,11 @@ _BLEND = BridgeConfig(
     update="blend",
     normalize_source=False,
 )
+_SHUTTING = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="identity")
 _SHUTTING_ZERO = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="zero")
-ANY = Recipe(bridge=_BLEND, scale=1.0, gates=1e-3, quiet=0.9995, strangers=True, solved=True)
-EARLY = replace(ANY, sites=(20,))
+ANY = Recipe(bridge=_SHUTTING, gates=1e-3, quiet=0.9995, solved=True)
+BLENDED = replace(ANY, bridge=_BLEND, scale=1.0)
+EARLY = replace(BLENDED, sites=(20,))
 # The second specialist goes on from the first one's words as if it had read them, the anchor from its last states.
 HOPS = Recipe(
     sites=({"anchor": 1, "towns": 30, "words": 1}, {"anchor": 30, "towns": 30, "words": 30}),
@@ -182,21 +206,27 @@ SETTINGS = {
         Setting(
             name="same_family_any",
             worlds=("code_words",),
-            specialists={"words": Source(teaching="abstaining_code_words")},
+            specialists={"words": Source(teaching="code_words")},
             recipe=ANY,
         ),
         Setting(
             name="same_family_early",
             worlds=("code_words",),
-            specialists={"words": Source(teaching="abstaining_code_words")},
+            specialists={"words": Source(teaching="code_words")},
             recipe=EARLY,
+        ),
+        Setting(
+            name="same_family_abstaining",
+            worlds=("code_words",),
+            specialists={"words": Source(teaching="abstaining_code_words")},
+            recipe=replace(BLENDED, strangers=True),
         ),
         Setting(
             name="two_specialists",
             worlds=("code_words", "home_towns"),
             specialists={
-                "words": Source(teaching="abstaining_code_words"),
-                "towns": Source(teaching="abstaining_home_towns"),
+                "words": Source(teaching="code_words"),
+                "towns": Source(teaching="home_towns"),
             },
             recipe=ANY,
         ),

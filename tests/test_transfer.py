@@ -18,7 +18,7 @@ from rc_agents.benchmarks.methods.lora import shape
 from rc_agents.benchmarks.methods.merged import merge, weights
 from rc_agents.benchmarks.methods.search import searched
 from rc_agents.benchmarks.report import report
-from rc_agents.benchmarks.settings import SETTINGS, Recipe, Setting, Sizes, Source
+from rc_agents.benchmarks.settings import SETTINGS, Recipe, Setting, Sizes, Source, chosen
 from rc_agents.benchmarks.tasks import items
 from rc_agents.benchmarks.tasks import transfer as task
 
@@ -300,6 +300,26 @@ def test_a_changed_setting_runs_again_and_a_failing_cell_leaves_the_others(
         "tiny specialist seed 0"
     ]
     assert read(cell.path(output))["key"] != key
+
+
+def test_what_is_hashed_leaves_out_what_is_as_usual():
+    assert chosen(Recipe()) == {}
+    changed = replace(Recipe(), ridge=0.5, bridge=BridgeConfig(), sites=({"anchor": 3},))
+    assert chosen(changed) == {"ridge": 0.5, "bridge": {}, "sites": [{"anchor": 3}]}
+    setting = Setting(name="one", worlds=("chain",), specialists={"a": Source(teaching="x")})
+    assert chosen(setting) == {
+        "name": "one",
+        "worlds": ["chain"],
+        "specialists": {"a": {"teaching": "x"}},
+    }
+
+
+def test_the_frozen_anchor_is_the_same_whoever_is_beside_it(setting, tmp_path):
+    others = replace(setting, name="others", specialists={"b": setting.specialists["words"]})
+    benches = [Bench(one, 0, tmp_path / "kept") for one in (setting, others)]
+    for method, same in (("frozen_anchor", True), ("specialist", False)):
+        keys = {Cell(bench.setting, method, 0).key(bench) for bench in benches}
+        assert (len(keys) == 1) is same, method
 
 
 def test_a_setting_of_the_same_questions_takes_over_what_needs_no_training(setting, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rc_agents.benchmarks import specialists as taught
 from rc_agents.benchmarks.facts import WORLDS, World
-from rc_agents.benchmarks.settings import Recipe, Setting, Source
+from rc_agents.benchmarks.settings import Recipe, Setting, Source, chosen
 from rc_agents.benchmarks.tasks.items import documents, questions
 from rc_agents.benchmarks.tasks.reference import Reference
 from rc_agents.benchmarks.tasks.transfer import Exam, exact, exam, losses
@@ -93,7 +93,7 @@ class Bench:
         """The hash of everything that a fitted method depends on, but for the code."""
         about = {
             "format": FORMAT,
-            "setting": asdict(self.setting),
+            "setting": chosen(self.setting),
             "specialists": list(self.setting.specialists),
             "seed": self.seed,
             "asked": self.asked,
