@@ -6,6 +6,7 @@ import torch
 import rc_agents
 from rc_agents.bridges import Bridge, TokenGate
 from rc_agents.errors import TrainingError
+from rc_agents.training import data as records
 from rc_agents.training.closed_form import NormalEquations
 from rc_agents.training.gate_start import fit_gate, start_gates
 from rc_agents.training.warm_start import choose_start, gather, set_start, warm_start
@@ -178,3 +179,26 @@ def test_gates_start_from_pairs_and_silent_text_and_leave_other_specialists_alon
         assert not model.bridge(("c", "anchor"), site).gate.reads["source"].any()
     with pytest.raises(TrainingError, match="no bridge leads from 'd'"):
         start_gates(model, {"d": pairs}, PROSE.splitlines(), tmp_path)
+    kept = {name: value.clone() for name, value in model.trainable_parameters()}
+    others = [{"prompt": f"Who is {n}?", "completion": f" the man {n}"} for n in range(9)]
+    quiet = records.encode(
+        tokenizer, records.read(PROSE.splitlines()), max_length=64, block_length=16
+    )
+    told = records.encode(tokenizer, records.read(others), max_length=64, block_length=16)
+    fits = start_gates(
+        model,
+        {"b": pairs, "c": others},
+        PROSE.splitlines(),
+        tmp_path,
+        block_length=16,
+        only="b",
+        progress=False,
+    )
+    answers = sum(len(one.ids) - one.answer_start for one in told)
+    assert {fit.negatives for fit in fits.values()} == {
+        sum(len(one.ids) - 2 for one in quiet) + answers
+    }
+    for name, value in model.trainable_parameters():
+        assert name.startswith("bridges.b__anchor") or torch.equal(value, kept[name])
+    with pytest.raises(TrainingError, match="no pairs for only='d'"):
+        start_gates(model, {"b": pairs}, PROSE.splitlines(), tmp_path, only="d")

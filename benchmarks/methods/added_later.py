@@ -10,6 +10,7 @@ from rc_agents.benchmarks.methods.bench import Bench, Fitted, NotApplicable
 from rc_agents.benchmarks.methods.bridging import (
     closed_form,
     fit_bridges,
+    known,
     solve_gates,
     start_bridges,
 )
@@ -65,8 +66,7 @@ def _train(bench: Bench, model: Any, name: str, count: int) -> Fitted:
     worlds = bench.worlds[:count]
     pairs, retained = bench.pairs(worlds), bench.retained(worlds)
     part = replace_worlds(bench, count)
-    own_pairs, others = bench.pairs(worlds[-1:]), bench.pairs(worlds[:-1]) if count > 1 else []
-    gates = solve_gates(bench, model, {name: own_pairs}, [*retained, *others])
+    gates = solve_gates(bench, model, known(bench, model.specialists), retained, only=name)
     if bench.recipe.solved:
         return closed_form(model, **gates)
     own = [value for key, value in model.trainable_parameters() if f"{name}__anchor" in key]

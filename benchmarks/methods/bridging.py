@@ -58,6 +58,7 @@ def solve_gates(
     model: Any,
     speak: Mapping[str, Sequence[data.Pair]],
     retained: Sequence[data.Record],
+    only: str | None = None,
 ) -> dict[str, Any]:
     """Sets token gates by logistic regression where the recipe says so; returns how well they do.
 
@@ -66,6 +67,7 @@ def solve_gates(
         model: an ensemble whose edges all lead into the anchor.
         speak: by specialist, the pairs that it answers.
         retained: where nobody should speak; strangers are left to training unless the recipe says otherwise.
+        only: the one specialist whose gates are set; all where left out.
     """
     recipe = bench.recipe
     if recipe.gates is None:
@@ -79,6 +81,7 @@ def solve_gates(
         penalty=recipe.gates,
         quiet=recipe.quiet,
         whole_prompts=recipe.whole_prompts,
+        only=only,
         progress=False,
     )
     return {"gates": {key: vars(fit) for key, fit in fits.items()}}

@@ -64,9 +64,12 @@ def start_gates(
     max_length: int = 256,
     block_length: int = 128,
     whole_prompts: bool = False,
+    only: str | None = None,
     progress: bool = True,
 ) -> dict[str, GateFit]:
     """Sets the token gates of a unilateral ensemble.
+
+    Each is shut where the others' answers begin and go on, and on every token of `silent`.
 
     Args:
         model: the ensemble; only gates of the named specialists change.
@@ -78,6 +81,7 @@ def start_gates(
         quiet: share of the negative tokens at which a gate with a floor must be shut.
         max_length, block_length: tokens of the longest pair, and of a block of text.
         whole_prompts: open for the prompt's tokens too; for sites at which the anchor has blocks left to read them.
+        only: the one specialist whose gates are set, such as one added later; the others' bits stay.
         progress: show a bar while states are computed.
 
     Returns:
@@ -87,6 +91,8 @@ def start_gates(
         TrainingError: gates of another kind, an unknown specialist, another topology, or no examples.
     """
     _check(model, speak)
+    if only is not None and only not in speak:
+        raise TrainingError(f"start_gates got no pairs for only={only!r}")
     tokenizer = model.tokenizer
     sizes = {"max_length": max_length, "block_length": block_length}
     known = {
@@ -97,12 +103,17 @@ def start_gates(
     store.complete([*(one for found in known.values() for one in found), *quiet_text])
     fits = {}
     for edge in model.edges:
-        if edge.source not in speak:
+        if edge.source not in speak or only not in (None, edge.source):
             continue
         others = [one for name, found in known.items() if name != edge.source for one in found]
         for site in range(len(model.sites)):
             positive = _states(store, edge, site, known[edge.source], whole=whole_prompts)
-            negative = _states(store, edge, site, [*quiet_text, *others], whole=True)
+            negative = _states(store, edge, site, quiet_text, whole=True)
+            if others:
+                theirs = _states(store, edge, site, others, whole=whole_prompts)
+                negative = {
+                    end: torch.cat([states, theirs[end]]) for end, states in negative.items()
+                }
             gate: Any = model.bridge(edge, site).gate
             fits[f"{edge.key}.{site}"] = fit_gate(gate, positive, negative, penalty, balance, quiet)
     return fits
