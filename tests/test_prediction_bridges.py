@@ -13,6 +13,7 @@ from rc_agents.training import data
 from rc_agents.training.data import Pair
 from rc_agents.training.gate_start import Part, read_bridge
 from rc_agents.training.prediction_start import set_prediction_start
+from rc_agents.training.warm_start import gather, set_start
 from tests.ensembles import GREEDY, prompts
 from tests.tiny import tiny
 from tests.tiny_tokenizers import PROSE, tiny_tokenizer
@@ -175,5 +176,7 @@ def test_the_map_of_a_prediction_is_the_least_squares_one():
     assert explained == pytest.approx(1 - float(residual), abs=1e-4)
     with pytest.raises(TrainingError, match="does not read predictions"):
         set_prediction_start(model, ("second", "anchor"), 1, texts)
+    with pytest.raises(TrainingError, match="use set_prediction_start"):
+        set_start(model, gather(model, texts, progress=False))
     with pytest.raises(TrainingError, match="got no text"):
         set_prediction_start(model, ("first", "second"), 0, [{"prompt": "a", "completion": "b"}])

@@ -34,7 +34,7 @@ BRIDGE = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="zero
 LOUD = {
     "identity": 4.0,
     "vocabulary": 8.0,
-}  # size of an open bridge's update, in sizes of the anchor's state
+}  # size of an open bridge's update, in sizes of the anchor's state; a blend need not outshout it
 BLOCK = 128  # tokens of a block of text
 SIZED = 8  # texts that say how large a specialist's states are
 
@@ -149,7 +149,8 @@ def _maps(
     for name, carrier in carriers.items():
         if fits is None or carrier == "identity":
             bridge: Any = model.bridge((name, ANCHOR), 0)
-            maps[name] = LOUD["identity"] * torch.eye(len(bridge.map.weight))
+            loud = 1.0 if bridge.blends else LOUD["identity"]
+            maps[name] = loud * torch.eye(len(bridge.map.weight))
         else:
             told = [pair.completion for pair in pairs[name]]
             maps[name], _ = vocabulary_map(

@@ -199,8 +199,11 @@ def last_site(model: CoupledForCausalLM, edge: Edge) -> int:
     last = [len(find_blocks(model.models[names[end]])) for end in ends]
     for site, row in enumerate(model.sites):
         if [row[end] for end in ends] == last:
-            if not isinstance(model.bridge(edge, site).map, LinearMap):
-                raise TrainingError(f"{edge.source}->{edge.target} is not a linear bridge")
+            bridge = model.bridge(edge, site)
+            if not isinstance(bridge.map, LinearMap) or bridge.reading is not None:
+                raise TrainingError(
+                    f"{edge.source}->{edge.target} is not a linear bridge that reads states"
+                )
             return site
     raise TrainingError(
         f"{edge.source}->{edge.target} has no site behind the last blocks {last}; couple with sites={last[:1]}"

@@ -161,6 +161,10 @@ def set_start(
         raise TrainingError(f"unknown carrier {carrier!r}; {nearest(carrier, CARRIERS)}")
     chosen = [Edge(*edge) for edge in edges] if edges is not None else list(model.edges)
     for edge in chosen:
+        if model.bridge(edge, 0).reading is not None:
+            raise TrainingError(
+                f"{edge.source}->{edge.target} reads predictions, not states: use set_prediction_start"
+            )
         if not isinstance(model.bridge(edge, 0).map, LinearMap | LowRankMap):
             raise TrainingError(
                 "warm_start solves for linear and low-rank bridges, but "
