@@ -228,7 +228,7 @@ SETTINGS = {
                 "words": Source(teaching="code_words"),
                 "towns": Source(teaching="home_towns"),
             },
-            recipe=ANY,
+            recipe=EARLY,
         ),
         Setting(
             name="other_family",
