@@ -14,7 +14,9 @@ Shapes: N tokens, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,7 +82,8 @@ def start_gates(
         balance: factor on the negative examples' mean.
         quiet: share of the negative tokens at which a gate with a floor must be shut.
         max_length, block_length: tokens of the longest pair, and of a block of text.
-        whole_prompts: open for the prompt's tokens too; for sites at which the anchor has blocks left to read them.
+        whole_prompts: open for the prompt's tokens too, from where the prompts of a group begin to differ, as its
+            phrasing alone says nothing; for sites at which the anchor has blocks left to read them.
         only: the one specialist whose gates are set, such as one added later; the others' bits stay.
         progress: show a bar while states are computed.
 
@@ -101,16 +104,21 @@ def start_gates(
     quiet_text = data.encode(tokenizer, data.read(silent), **sizes)
     store = StateStore(model, Path(states), progress)
     store.complete([*(one for found in known.values() for one in found), *quiet_text])
+    begins = _beginnings([one for found in known.values() for one in found])
+
+    def differing(one: data.Encoded) -> int:
+        return begins[one.group] if whole_prompts else one.answer_start - 1
+
     fits = {}
     for edge in model.edges:
         if edge.source not in speak or only not in (None, edge.source):
             continue
         others = [one for name, found in known.items() if name != edge.source for one in found]
         for site in range(len(model.sites)):
-            positive = _states(store, edge, site, known[edge.source], whole=whole_prompts)
-            negative = _states(store, edge, site, quiet_text, whole=True)
+            positive = _states(store, edge, site, known[edge.source], differing)
+            negative = _states(store, edge, site, quiet_text, lambda one: 1)
             if others:
-                theirs = _states(store, edge, site, others, whole=whole_prompts)
+                theirs = _states(store, edge, site, others, differing)
                 negative = {
                     end: torch.cat([states, theirs[end]]) for end, states in negative.items()
                 }
@@ -261,16 +269,20 @@ def _normal(h_ND: Tensor) -> Tensor:
 
 
 def _states(
-    store: StateStore, edge: Edge, site: int, examples: Sequence[data.Encoded], *, whole: bool
+    store: StateStore,
+    edge: Edge,
+    site: int,
+    examples: Sequence[data.Encoded],
+    first_of: Callable[[data.Encoded], int],
 ) -> dict[str, Tensor]:
-    """Returns both ends' states (N, D) at the tokens that predict an answer, or at all but the first and last."""
+    """Returns both ends' states (N, D) at the tokens of each example from its first one on, but for its last."""
     names = {"source": f"{edge.source}.{site}", "target": f"{ANCHOR}.{site}" if site else ANCHOR}
     parts: dict[str, list[Tensor]] = {end: [] for end in names}
     for begin in range(0, len(examples), ROWS):
         chosen = examples[begin : begin + ROWS]
         found = store.rows(chosen)
         for row, one in enumerate(chosen):
-            first = 1 if whole else one.answer_start - 1
+            first = first_of(one)
             for end, name in names.items():
                 parts[end].append(found[name][row, first : len(one.ids) - 1])
     together = {end: torch.cat(found) for end, found in parts.items()}
@@ -279,6 +291,17 @@ def _states(
         return together
     picked = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST]
     return {end: states[picked] for end, states in together.items()}
+
+
+def _beginnings(examples: Sequence[data.Encoded]) -> dict[str, int]:
+    """Returns for each group how many tokens its prompts begin with alike; at least 1, which is never read."""
+    groups: dict[str, list[Sequence[int]]] = defaultdict(list)
+    for one in examples:
+        groups[one.group].append(one.ids[: one.answer_start])
+    return {
+        name: max(1, len(os.path.commonprefix(rows))) if len(rows) > 1 else 1
+        for name, rows in groups.items()
+    }
 
 
 def _check(model: CoupledForCausalLM, speak: Mapping[str, Any]) -> None:
