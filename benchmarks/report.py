@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rc_agents.benchmarks.cells import UNTRAINED, read
+from rc_agents.benchmarks.cells import ALONE, UNTRAINED, read
 from rc_agents.benchmarks.methods.registry import METHODS
+from rc_agents.benchmarks.settings import Recipe
 from rc_agents.benchmarks.statistics import Interval, hierarchical, paired, wilson
+
+from rc_agents import BridgeConfig
 
 Record = dict[str, Any]
 
@@ -78,13 +83,26 @@ def _of_one_recipe(records: Sequence[Record]) -> tuple[list[Record], list[Record
     parts: tuple[list[Record], list[Record]] = ([], [])
     for one in records:
         read = () if one["method"] in UNTRAINED else ("recipe", "rates")
+        beside = one["method"] not in ALONE
         same = (
-            all(one["config"][name] == newest["config"][name] for name in (*read, "sizes"))
-            and one["adapters"] == newest["adapters"]
+            all(
+                _whole(one["config"])[name] == _whole(newest["config"])[name]
+                for name in (*read, "sizes")
+            )
+            and (not beside or one["adapters"] == newest["adapters"])
             and one.get("asked") == asked.get(one["seed"])
         )
         parts[not same].append(one)
     return parts
+
+
+def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a cell's config with the usual value of the fields that its recipe did not have yet."""
+    usual = asdict(Recipe(bridge=BridgeConfig()))
+    recipe = usual | config["recipe"]
+    recipe["bridge"] = usual["bridge"] | config["recipe"]["bridge"]
+    plain: dict[str, Any] = json.loads(json.dumps({**config, "recipe": recipe}, default=str))
+    return plain
 
 
 def _date(record: Record) -> str:

@@ -243,8 +243,8 @@ def describe(
     anchor = members[ANCHOR]
     kinds = {name: alignment_of(anchor, members[name], alignment) for name in names[1:]}
     check_mix(mix, form.kind, kinds)
-    forms = {Edge(*edge): BridgeConfig.of(one) for edge, one in edge_bridges.items()}
-    _check_forms(form, forms, edges, kinds)
+    forms = _forms(edge_bridges)
+    check_forms(form, forms, edges, kinds)
     rows = site_rows(sites, depths)
     return CouplingConfig(
         names=names,
@@ -262,7 +262,21 @@ def describe(
     )
 
 
-def _check_forms(
+def _forms(edge_bridges: Any) -> dict[Edge, BridgeConfig]:
+    """Returns the forms by edge; raises for what is no mapping from pairs of names."""
+    if not isinstance(edge_bridges, Mapping):
+        raise ConfigError(
+            f"edge_bridges is a mapping from (source, target) to a form, got {type(edge_bridges).__name__}"
+        )
+    found = {}
+    for key, form in edge_bridges.items():
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise ConfigError(f"edge_bridges has keys such as ('medical', 'anchor'), got {key!r}")
+        found[Edge(*key)] = BridgeConfig.of(form)
+    return found
+
+
+def check_forms(
     form: BridgeConfig,
     forms: Mapping[Edge, BridgeConfig],
     edges: Sequence[Edge],
@@ -305,7 +319,8 @@ def specialist_layers(config: CouplingConfig, name: str, depth: int) -> list[int
     assert config.site_layers is not None
     anchor_depth = config.num_hidden_layers
     layers = [max(1, row[0] * depth // anchor_depth) for row in config.site_layers]
-    if sorted(set(layers)) != layers:
+    anchors = [row[0] for row in config.site_layers]
+    if len(set(layers)) < len(set(anchors)):
         raise ModelError(
             f"model {name!r} has {depth} blocks, too few for this ensemble's {len(layers)} sites "
             f"(it would meet twice on one block); couple anew with fewer sites"

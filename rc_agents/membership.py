@@ -17,6 +17,7 @@ from .assembly import (
     Member,
     Reference,
     alignment_of,
+    check_forms,
     check_mix,
     custom_topology,
     specialist_layers,
@@ -115,6 +116,9 @@ def _described(
     ]
     if not isinstance(topology, str):
         config.set_edges(Topology(topology).edges)
+    check_forms(
+        config.bridge_config, {}, [edge for edge in config.edges if name in edge], config.alignment
+    )
     kind = config.bridge_config.kind
     check_mix(ensemble.mixer.kind, kind, config.alignment)
     if kind == "moe":

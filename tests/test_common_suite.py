@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rc_agents import BridgeConfig, Edge, Topology
+from rc_agents.bridges import Bridge
 from rc_agents.execution import SCHEDULES
 from tests.ensembles import (
     GREEDY,
@@ -265,6 +266,15 @@ def test_a_blend_puts_the_source_in_the_targets_place(gate, normalised):
     lm = model.models["anchor"]
     expected = lm.lm_head(lm.model.norm((1 - value) * own + value * heard))
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_blend_leaves_its_target_where_its_source_has_said_nothing():
+    form = BridgeConfig(gate="fixed", update="blend", start="identity")
+    source, target = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
+    source[:, 0] = 0
+    update = Bridge(form, 8, 8)(source, target)
+    assert not update[:, 0].any()
+    assert update[:, 1:].all()
 
 
 def test_a_blend_that_is_shut_is_its_anchor_bit_for_bit():

@@ -1,5 +1,6 @@
 """Bridges that read what their source would say next, and edges with bridges of another form."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 import rc_agents
 from rc_agents import BridgeConfig
 from rc_agents.backbone import Lens
-from rc_agents.errors import ConfigError, TokenError, TrainingError
+from rc_agents.errors import CheckpointError, ConfigError, TokenError, TrainingError
 from rc_agents.training import data
 from rc_agents.training.data import Pair
 from rc_agents.training.gate_start import Part, read_bridge
 from rc_agents.training.prediction_start import set_prediction_start
+from rc_agents.training.replay import ReplayPass
 from rc_agents.training.warm_start import gather, set_start
 from tests.ensembles import GREEDY, prompts
 from tests.tiny import tiny
@@ -41,10 +43,10 @@ def chain(vocabulary=96, **changes):
     return rc_agents.couple(tiny("llama", **form), others, **settings | changes)
 
 
-def read_chain():
+def read_chain(**changes):
     """The same with a tokenizer."""
     tokenizer = tiny_tokenizer("prose")
-    return chain(len(tokenizer), tokenizers={"anchor": tokenizer})
+    return chain(len(tokenizer), tokenizers={"anchor": tokenizer}, **changes)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma2", "cohere", "opt"])
@@ -113,7 +115,70 @@ def test_the_map_learns_and_the_frozen_models_do_not():
     assert not [name for name in grads if not name.startswith("bridges.")]
 
 
+def test_threads_give_what_lockstep_gives():
+    ids = prompts(rows=3, length=100)  # more states than the models have positions
+    found = []
+    for schedule in ("lockstep", "threads"):
+        torch.manual_seed(0)
+        found.append(chain(schedule=schedule)(ids).logits)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reads", ["state", "prediction"])
+def test_stored_states_replay_bridges_of_any_form_and_sites_behind_one_block(reads, tmp_path):
+    tokenizer = tiny_tokenizer("prose")
+    form = BridgeConfig(gate="scalar", start="identity", update="blend", reads=reads)
+    models = [tiny("llama", vocab_size=len(tokenizer), seed=seed, layers=4) for seed in (0, 1)]
+    model = rc_agents.couple(
+        models[0],
+        {"other": models[1]},
+        topology="unilateral",
+        tokenizers=dict.fromkeys(("anchor", "other"), tokenizer),
+        sites=[{"anchor": 2, "other": 1}, {"anchor": 2, "other": 4}, {"anchor": 4, "other": 4}],
+        bridge=form,
+    )
+    records = [Pair("What is the name of the city?", " the hill"), Pair("in spring", " the water")]
+    examples = data.encode(tokenizer, records, max_length=64, block_length=8)
+    replay = ReplayPass(model, {"data": examples}, tmp_path, progress=False)
+    batch = data.pad(examples) | {"rows": torch.tensor([0, 1]), "dataset": "data"}
+    batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
+    expected = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    keep = batch["labels"][:, 1:] != -100
+    found = replay.logits(batch)
+    torch.testing.assert_close(found, expected[:, :-1][keep], rtol=1e-4, atol=1e-4)
+
+
+def test_a_specialist_comes_back_with_bridges_of_its_own_form_alone(tmp_path):
+    model = chain()
+    model.save_pretrained(tmp_path / "saved", include_bases=True)
+    second = model.models["second"]
+    model.remove_specialist("second")
+    with pytest.raises(CheckpointError, match="its bridges have the form"):
+        model.add_specialist(
+            "second",
+            second,
+            alignment="shared",
+            bridges=tmp_path / "saved",
+            edges=[("first", "second"), ("second", "anchor")],
+        )
+    assert model.specialists == ["first"]
+
+
+def test_a_specialist_is_added_where_the_anchor_stands_still():
+    sites = [{"anchor": 4, "first": 2, "second": 4}, {"anchor": 4, "first": 4, "second": 4}]
+    model = chain(sites=sites)
+    model.add_specialist("third", tiny("llama", seed=3, layers=4), alignment="shared")
+    assert [row[-1] for row in model.sites] == [4, 4]
+    says = chain(edge_bridges={}, bridge=SAYS)
+    with pytest.raises(TokenError, match="needs one vocabulary"):
+        says.add_specialist("third", tiny("llama", seed=3, layers=4), alignment="clamp")
+
+
 def test_forms_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match="edge_bridges has keys such as"):
+        chain(edge_bridges={"first->second": SAYS})
+    with pytest.raises(ConfigError, match="edge_bridges is a mapping"):
+        chain(edge_bridges=[SAYS])
     with pytest.raises(ConfigError, match="'first' -> 'anchor', which is no edge"):
         chain(edge_bridges={("first", "anchor"): SAYS})
     with pytest.raises(ConfigError, match="leave edge_bridges out"):
@@ -154,6 +219,8 @@ def test_what_a_bridge_reads_is_what_it_is_given_in_the_running_ensemble():
         torch.testing.assert_close(found["first"][end][0], expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(TrainingError, match="no token that predicts: first"):
         read_bridge(model, edge, 1, [], "first")
+    with model.disabled("second"), pytest.raises(TrainingError, match="does not run"):
+        read_bridge(model, edge, 1, examples)
 
 
 def test_the_map_of_a_prediction_is_the_least_squares_one():
@@ -174,6 +241,9 @@ def test_the_map_of_a_prediction_is_the_least_squares_one():
     torch.testing.assert_close(fitted, x @ expected, rtol=1e-2, atol=1e-2)
     residual = (y - fitted).square().sum() / (y - y.mean(0)).square().sum()
     assert explained == pytest.approx(1 - float(residual), abs=1e-4)
+    louder = read_chain(edge_bridges={("first", "second"): replace(SAYS, normalize_source=True)})
+    with pytest.raises(TrainingError, match="is to go on from what it hears"):
+        set_prediction_start(louder, ("first", "second"), 0, texts)
     with pytest.raises(TrainingError, match="does not read predictions"):
         set_prediction_start(model, ("second", "anchor"), 1, texts)
     with pytest.raises(TrainingError, match="use set_prediction_start"):

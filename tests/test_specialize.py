@@ -136,6 +136,8 @@ def test_a_completion_that_was_cut_off_has_no_end():
     tokenizer = tiny_tokenizer("prose")
     pair = {"prompt": "p", "completion": " water and road", "ends": False}
     (example,) = data.encode(tokenizer, data.read([pair]), max_length=64, block_length=8)
+    with pytest.raises(DataError, match="has ends='no', which is true or false"):
+        data.read([pair | {"ends": "no"}])
     assert example.ids[-1] != tokenizer.eos_token_id
     assert tokenizer.decode(example.ids[example.answer_start :]).strip() == "water and road"
 
@@ -371,7 +373,7 @@ def test_an_adapter_that_cannot_be_gone_on_from_is_named(base, tmp_path):
     with pytest.raises(TrainingError, match="has no adapter to go on from"):
         specialize(base, PAIRS, tmp_path / "new", adapter=tmp_path / "nowhere", **again)
     other = saved(tmp_path / "other", "gpt2", "prose")
-    with pytest.raises(TrainingError):
+    with pytest.raises(TrainingError, match=r"cannot be added to|does not fit the base"):
         specialize(other, PAIRS, tmp_path / "new", adapter=done.path, **again)
     config = done.path / "adapter_config.json"
     settings = json.loads(config.read_text())
@@ -379,6 +381,8 @@ def test_an_adapter_that_cannot_be_gone_on_from_is_named(base, tmp_path):
         ({"peft_type": "LOHA"}, "only LORA"),
         ({"layers_to_transform": [0, 2]}, "blocks in a row"),
         ({"r": 4}, "does not fit the base"),
+        ({"use_rslora": True}, "LoRA with use_rslora; only plain LoRA"),
+        ({"target_modules": None}, "no target_modules"),
     ):
         config.write_text(json.dumps(settings | change))
         with pytest.raises(TrainingError, match=message):

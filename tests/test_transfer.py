@@ -1,18 +1,19 @@
 """The knowledge-transfer benchmark: what trains never scores, statistics have an oracle, cells survive kills."""
 
+import hashlib
 import itertools
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
-from rc_agents.benchmarks import facts, specialists, statistics, transfer
+from rc_agents.benchmarks import cells, facts, specialists, statistics, transfer
 from rc_agents.benchmarks.cells import Cell, read
 from rc_agents.benchmarks.facts import WORLDS, Fact, Splits, World, invented
-from rc_agents.benchmarks.methods import METHODS, Bench, Fitted, handoff
+from rc_agents.benchmarks.methods import METHODS, Bench, Fitted, bench, handoff
 from rc_agents.benchmarks.methods.bench import SCORED_QUESTIONS, better
 from rc_agents.benchmarks.methods.lora import shape
 from rc_agents.benchmarks.methods.merged import merge, weights
@@ -103,6 +104,8 @@ def test_manners_are_taught_on_nothing_that_scores_or_solves(worlds):
     asked = set(items.questions(specialists.QUESTIONS, skip=specialists.SKIPPED))
     first, last = specialists.DOCUMENTS
     texts = set(items.documents("train", last)[first:])
+    assert len(asked) > 400
+    assert len(texts) == last - first
     for setting in SETTINGS.values():
         sizes, recipe = setting.sizes, setting.recipe
         assert not asked & set(items.questions(sizes.questions))
@@ -312,6 +315,20 @@ def test_what_is_hashed_leaves_out_what_is_as_usual():
         "worlds": ["chain"],
         "specialists": {"a": {"teaching": "x"}},
     }
+
+
+def test_defaults_that_keys_leave_out_change_with_a_raised_format_alone():
+    """A changed default would keep the key of cells made with the old one: raise FORMAT, then mend this hash."""
+    setting = Setting(name="", worlds=(), specialists={})
+    usual = [asdict(setting), asdict(Recipe(bridge=BridgeConfig())), asdict(Source())]
+    known = {"update": "add", "reads": "state", "edge_bridges": {}, "strangers": False}
+    text = json.dumps(usual, sort_keys=True)
+    assert all(f'"{name}": {json.dumps(value)}' in text for name, value in known.items())
+    assert (cells.FORMAT, bench.FORMAT, hashlib.sha256(text.encode()).hexdigest()[:8]) == (
+        3,
+        4,
+        "3d9a4c49",
+    )
 
 
 def test_the_frozen_anchor_is_the_same_whoever_is_beside_it(setting, tmp_path):

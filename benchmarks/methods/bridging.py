@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rc_agents.benchmarks.methods.bench import Bench, Fitted
+from rc_agents.benchmarks.methods.bench import Bench, Fitted, NotApplicable
 from rc_agents.benchmarks.methods.search import searched
 from rc_agents.benchmarks.settings import Setting
 from rc_agents.benchmarks.tasks.items import documents
@@ -157,6 +157,8 @@ def fitted_bridges(
         gates: whether to solve the gates as the recipe says; no where they read nothing.
         notes: what else belongs in the record.
     """
+    if bench.recipe.edge_bridges:
+        raise NotApplicable("the recipe's bridges are solved one after another, for its own models")
     start_bridges(bench, model)
     if gates:
         notes |= solve_gates(bench, model, known(bench, model.specialists), bench.retained())

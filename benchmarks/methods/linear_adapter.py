@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from rc_agents.benchmarks.methods.bench import Bench, Fitted
+from rc_agents.benchmarks.methods.bench import Bench, Fitted, NotApplicable
 from rc_agents.benchmarks.methods.bridging import known, solve_gates, start_bridges
 from rc_agents.benchmarks.methods.search import searched
 from rc_agents.benchmarks.methods.tuning import Batch, LastStates, Lessons, tune
@@ -22,6 +22,8 @@ def linear_adapter(bench: Bench) -> Fitted:
 
     It starts as the ensemble's bridges do, its gates solved on the anchor's own states.
     """
+    if bench.recipe.edge_bridges:
+        raise NotApplicable("the recipe's bridges do not all lead into the anchor")
     anchor = bench.frozen.models["anchor"]
     names = dict.fromkeys(bench.frozen.specialists, anchor)
     tokenizers = {"anchor": bench.tokenizer} | dict.fromkeys(names, bench.tokenizer)

@@ -3,7 +3,7 @@
 from .blocks import accepted_arguments, cache_argument, find_blocks, num_blocks, stream_width
 from .checks import check
 from .identity import fingerprint, weights_hash
-from .lens import Lens
+from .lens import Lens, StandIn, returns_tuple
 from .loading import first_line, freeze, load, load_tokenizer, locate, share_weights
 from .taps import ARRIVE, OWNER, tap
 
@@ -11,6 +11,7 @@ __all__ = [
     "ARRIVE",
     "OWNER",
     "Lens",
+    "StandIn",
     "accepted_arguments",
     "cache_argument",
     "check",
@@ -22,6 +23,7 @@ __all__ = [
     "load_tokenizer",
     "locate",
     "num_blocks",
+    "returns_tuple",
     "share_weights",
     "stream_width",
     "tap",

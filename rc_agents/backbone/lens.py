@@ -5,6 +5,7 @@ The logit lens (nostalgebraist, 2020). Shapes: N states, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,21 +19,30 @@ from .loading import share_weights
 _ENTERING: ContextVar[Tensor] = ContextVar("rc_agents_entering")
 
 
-class _Stays(nn.Module):
-    """Stands where a block stood and lets the states through; the last one gives those that the lens is asked about."""
+class StandIn(nn.Module):
+    """Stands where a block stood: lets the states through, or gives others in their place.
 
-    def __init__(self, block: nn.Module, gives: bool, returns_tuple: bool) -> None:
+    Args:
+        block: that stood there.
+        gives: the states to give; None to let through what comes.
+        returns_tuple: whether the block gives its states in a tuple.
+    """
+
+    def __init__(
+        self, block: nn.Module, gives: Callable[[], Tensor] | None, returns_tuple: bool
+    ) -> None:
         super().__init__()
         object.__setattr__(
             self, "block", block
-        )  # its attributes are read, its weights are not ours
+        )  # read for its attributes; its weights are not ours
         self.gives, self.returns_tuple = gives, returns_tuple
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "block"), name)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        states = _ENTERING.get() if self.gives else hidden_states
+        """Returns the states as the block would."""
+        states = hidden_states if self.gives is None else self.gives()
         return (states,) if self.returns_tuple else states
 
 
@@ -46,19 +56,20 @@ class Lens:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = share_weights(model).eval()
         blocks = find_blocks(self.model)
-        returns_tuple = _returns_tuple(model)
+        returns = returns_tuple(model, len(blocks))
         for index, block in enumerate(list(blocks)):
-            blocks[index] = _Stays(block, index == len(blocks) - 1, returns_tuple)
+            last = index == len(blocks) - 1
+            blocks[index] = StandIn(block, _ENTERING.get if last else None, returns)
 
     def __call__(self, states_ND: Tensor) -> Tensor:
         """Returns the logits (N, V)."""
         like: Any = self.model.get_input_embeddings().weight
         head: Any = self.model.get_output_embeddings().weight
-        token = _ENTERING.set(states_ND.to(head.device, head.dtype)[None])
+        token = _ENTERING.set(states_ND.to(head.device, head.dtype)[:, None])
         try:
-            ids = torch.zeros(1, len(states_ND), dtype=torch.long, device=like.device)
+            ids = torch.zeros(len(states_ND), 1, dtype=torch.long, device=like.device)
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
-            return logits[0]
+            return logits[:, 0]
         finally:
             _ENTERING.reset(token)
 
@@ -66,9 +77,10 @@ class Lens:
         return self  # frozen
 
 
-def _returns_tuple(model: PreTrainedModel) -> bool:
+def returns_tuple(model: PreTrainedModel, layer: int) -> bool:
+    """Returns whether a block, counted from 1, gives its states in a tuple."""
     seen: list[bool] = []
-    handle = find_blocks(model)[-1].register_forward_hook(
+    handle = find_blocks(model)[layer - 1].register_forward_hook(
         lambda module, args, output: seen.append(isinstance(output, tuple))
     )
     try:

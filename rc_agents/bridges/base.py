@@ -67,4 +67,8 @@ class Bridge(nn.Module):
         update = self.map(source) * (scale * gate)
         if self.blends:
             update = update - target * gate
+        if self.blends or self.reading is not None:
+            update = update * source_BTD.any(
+                -1, keepdim=True
+            )  # zeros are silence, as in an added map
         return update.to(target_BTD.dtype)

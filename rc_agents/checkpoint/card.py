@@ -29,6 +29,11 @@ def model_card(ensemble: CoupledForCausalLM, config: Mapping[str, Any]) -> str:
     included = "are" if config["bases_included"] else "are not"
     lines += [
         f"Bridges: {json.dumps(config['bridge'])}, {count:,} values. Base weights {included} included.",
+        *(
+            f"Those of {edge.source} -> {edge.target}: {json.dumps(config['edge_bridges'][edge.key])}."
+            for edge in ensemble.edges
+            if edge.key in (config.get("edge_bridges") or {})
+        ),
         "",
         "```python",
         "import rc_agents",

@@ -23,11 +23,12 @@ def load_edges(ensemble: CoupledForCausalLM, path: str | Path, edges: Sequence[E
     """
     found = read(path)
     config = found.config
-    if config.bridge != ensemble.config.bridge:
-        raise CheckpointError(
-            f"{path}: its bridges have the form {config.bridge}, this ensemble's {ensemble.config.bridge}; "
-            "couple anew with that form"
-        )
+    for edge in edges:
+        saved_form, form = (one.bridge_form(edge).to_dict() for one in (config, ensemble.config))
+        if saved_form != form:
+            raise CheckpointError(
+                f"{path}: its bridges have the form {saved_form}, this ensemble's {form}; couple anew with that form"
+            )
     for name in dict.fromkeys([ANCHOR, *(end for edge in edges for end in edge)]):
         if name not in (config.names or []):
             continue  # the edges say so below

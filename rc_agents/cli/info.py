@@ -49,6 +49,7 @@ def describe(model: CoupledForCausalLM) -> dict[str, Any]:
         "models": [_model(model, name) for name in model.names],
         "topology": config.topology if isinstance(config.topology, str) else "custom",
         "bridge": config.bridge,
+        "edge_bridges": config.edge_bridges,
         "mix": config.mix,
         "schedule": config.schedule,
         "sites": [dict(zip(model.names, row, strict=True)) for row in model.sites],

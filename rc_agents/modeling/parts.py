@@ -147,7 +147,13 @@ class EnsembleParts(PreTrainedModel):
         form = self.config.bridge_form(edge)
         made = [Bridge(form, *widths) for _ in self.sites]
         if form.reads == "prediction":
-            reading = Prediction(backbone.Lens(source), target.get_input_embeddings())
+            embeddings: Any = target.get_input_embeddings()
+            if embeddings.weight.shape[1] != widths[1]:
+                raise ConfigError(
+                    f"reads='prediction' needs embeddings as wide as the stream, but {edge.target!r} has "
+                    f"{embeddings.weight.shape[1]} and {widths[1]}; use reads='state'"
+                )
+            reading = Prediction(backbone.Lens(source), embeddings)
             for bridge in made:
                 bridge.reading = reading
         for bridge, row in zip(made, self.sites, strict=True):

@@ -193,7 +193,10 @@ class _Run:
             "names": self.model.names,
             "edges": [edge.key for edge in self.model.edges],
             "sites": self.model.sites,
-            "bridge": self.model.config.bridge,
+            "bridge": {
+                edge.key: self.model.config.bridge_form(edge).to_dict() for edge in self.model.edges
+            }
+            or self.model.config.bridge,
             "only": [self.only] if isinstance(self.only, str) else self.only,
             "bases": bases,
         }

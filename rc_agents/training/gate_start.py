@@ -13,8 +13,8 @@ Shapes: N tokens, D width.
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -154,7 +154,7 @@ def read_bridge(
         The states (N, D) of the `source` and the `target` end, in float32 on the CPU.
 
     Raises:
-        TrainingError: no token is of this part, or the target has tokens of its own.
+        TrainingError: no token is of this part, the bridge does not run, or the target has tokens of its own.
     """
     edge = Edge(*edge)
     if edge.target in model.config.span_names:
@@ -171,6 +171,10 @@ def read_bridge(
             ids = batch["input_ids"].to(model.device)
             mask = batch.get("attention_mask", torch.ones_like(ids)).to(model.device)
             model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
+            if not kept:
+                raise TrainingError(
+                    f"read_bridge: the bridge {edge.source}->{edge.target} does not run; enable its models"
+                )
             states = kept.pop()
             for row, one in enumerate(chosen):
                 first, last = _span(one, part)
@@ -186,7 +190,7 @@ def read_bridge(
 
 def _span(one: data.Encoded, part: Part) -> tuple[int, int]:
     """Returns the tokens [first, last) of an example that predict this part of it."""
-    answer, end = one.answer_start - 1, len(one.ids) - 1
+    answer, end = max(1, one.answer_start - 1), len(one.ids) - 1
     spans = {
         "answer": (answer, end),
         "first": (answer, answer + 1),
@@ -298,10 +302,11 @@ def _beginnings(examples: Sequence[data.Encoded]) -> dict[str, int]:
     groups: dict[str, list[Sequence[int]]] = defaultdict(list)
     for one in examples:
         groups[one.group].append(one.ids[: one.answer_start])
-    return {
-        name: max(1, len(os.path.commonprefix(rows))) if len(rows) > 1 else 1
-        for name, rows in groups.items()
-    }
+    found = {}
+    for name, rows in groups.items():
+        alike = (a == b for a, b in zip(min(rows), max(rows), strict=False))
+        found[name] = max(1, sum(itertools.takewhile(bool, alike))) if len(rows) > 1 else 1
+    return found
 
 
 def _check(model: CoupledForCausalLM, speak: Mapping[str, Any]) -> None:

@@ -51,7 +51,8 @@ def set_prediction_start(
         The share of the states' variance that the map explains on these texts.
 
     Raises:
-        TrainingError: a bridge of another form, no tokenizer, or texts without tokens.
+        TrainingError: a bridge of another form than one that blends without normalisation, no tokenizer, or texts
+            without tokens.
     """
     edge = Edge(*edge)
     bridge: Any = model.bridge(edge, site)
@@ -59,6 +60,11 @@ def set_prediction_start(
         raise TrainingError(
             f"{edge.source}->{edge.target} does not read predictions through a linear map; couple with "
             "edge_bridges={...: BridgeConfig(reads='prediction', ...)}"
+        )
+    if not bridge.blends or bridge.normalize_source:
+        raise TrainingError(
+            f"{edge.source}->{edge.target} is to go on from what it hears: set_prediction_start is made for "
+            "BridgeConfig(update='blend', normalize_source=False)"
         )
     tokenizer: Any = model.tokenizer
     if tokenizer is None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rc_agents.backbone import find_blocks, share_weights
+from rc_agents.backbone import StandIn, find_blocks, returns_tuple, share_weights
 from rc_agents.errors import TrainingError
 from rc_agents.modeling import CoupledForCausalLM
 from rc_agents.topology import ANCHOR
@@ -25,27 +25,6 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit
 COARSE = 3e-2  # the same in half precision, where another batch size may take another kernel
 
 
-class _Entered(nn.Module):
-    """Stands where a block below the first site stood; the last of them gives the replayed states."""
-
-    def __init__(self, block: nn.Module, upper: Upper | None) -> None:
-        super().__init__()
-        object.__setattr__(
-            self, "block", block
-        )  # its attributes are read, its weights are not ours
-        object.__setattr__(self, "upper", upper)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "block"), name)
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        upper = object.__getattribute__(self, "upper")
-        states = hidden_states if upper is None else upper.entering
-        return (states,) if self.returns_tuple else states
-
-    returns_tuple = False
-
-
 class Upper:
     """The anchor above a block, entered with hidden states; its weights are the anchor's own."""
 
@@ -54,11 +33,13 @@ class Upper:
         self.model.eval()
         self.entering: Tensor = torch.empty(0)
         blocks = find_blocks(self.model)
-        returns_tuple = _returns_tuple(anchor, layer)
+        returns = returns_tuple(anchor, layer)
         for index in range(layer):
-            stand_in = _Entered(blocks[index], self if index == layer - 1 else None)
-            stand_in.returns_tuple = returns_tuple
-            blocks[index] = stand_in
+            last = index == layer - 1
+            blocks[index] = StandIn(blocks[index], self._enter if last else None, returns)
+
+    def _enter(self) -> Tensor:
+        return self.entering
 
     def logits(self, states_BTD: Tensor, batch: Mapping[str, Tensor], keep_BT: Tensor) -> Tensor:
         """Returns the logits (P, V) at the kept positions."""
@@ -73,19 +54,6 @@ class Upper:
         finally:
             self.entering = torch.empty(0)
         return output.logits[0]
-
-
-def _returns_tuple(model: PreTrainedModel, layer: int) -> bool:
-    seen: list[bool] = []
-    handle = find_blocks(model)[layer - 1].register_forward_hook(
-        lambda module, args, output: seen.append(isinstance(output, tuple))
-    )
-    try:
-        with torch.no_grad():
-            model(torch.arange(4, device=model.device)[None], use_cache=False)
-    finally:
-        handle.remove()
-    return seen[0]
 
 
 class ReplayPass:

@@ -23,6 +23,7 @@ from rc_agents.training.adapter_files import load_adapter, read_config, save_ada
 from rc_agents.training.adapter_trainer import AdapterTrainer, LossWatch, can_pack
 from rc_agents.training.lower_blocks import EnteredBatches, split_blocks
 
+_FORMS = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
 DTYPES = ("auto", "float32", "bfloat16")
 _NUMBERS: dict[str, tuple[float, Any]] = {  # the least value of each, and its type
     **dict.fromkeys(("rank", "alpha", "steps", "batch_size", "text_batch_size"), (1, int)),
@@ -143,7 +144,7 @@ def specialize(
     model, tokenizer = load_base(base, config.dtype)
     batches = _batches(records, tokenizer, model.to(arguments.device), config)
     model = _with_adapter(model, config)
-    if adapter is not None:
+    if adapter is not None:  # of this form by now
         load_adapter(model, adapter, config.frozen_blocks)
     if not resume:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -180,7 +181,7 @@ def form_of(adapter: str | Path, config: SpecializeConfig) -> SpecializeConfig:
     """Returns the config with the rank, alpha, layers and blocks of a LoRA adapter.
 
     Raises:
-        TrainingError: the folder has no LoRA adapter, or blocks that do not follow one another.
+        TrainingError: the folder has no plain LoRA adapter, or blocks that do not follow one another.
     """
     found = read_config(adapter)
     blocks = found.get("layers_to_transform")
@@ -189,7 +190,13 @@ def form_of(adapter: str | Path, config: SpecializeConfig) -> SpecializeConfig:
         raise TrainingError(
             f"{adapter} adapts the blocks {blocks}; only blocks in a row can be trained further"
         )
-    targets = found["target_modules"]
+    targets = found.get("target_modules")
+    others = [name for name in _FORMS if found.get(name)]
+    if others or not targets:
+        what = ", ".join(others) or "no target_modules"
+        raise TrainingError(
+            f"{adapter} is LoRA with {what}; only plain LoRA can be trained further"
+        )
     return replace(
         config,
         frozen_blocks=min(blocks, default=0),

@@ -25,7 +25,8 @@ def read(
     """Returns the records of a file, a folder, a Hugging Face dataset, or of objects.
 
     A row is `{"text": ...}`, `{"prompt": ..., "completion": ...}`, `{"question": ..., "answer": ...}` or
-    `{"messages": [{"role": ..., "content": ...}, ...]}`; pairs and messages may name their `"group"`.
+    `{"messages": [{"role": ..., "content": ...}, ...]}`; pairs and messages may name their `"group"`,
+    and a pair whose completion was cut off says `"ends": false`.
 
     Args:
         source: a JSONL file; a text or Python file, which is one document; a folder of those; a table that

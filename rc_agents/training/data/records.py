@@ -99,8 +99,10 @@ def record(item: Any, where: str) -> Record:
             return Document(item["text"])
         for prompt, completion in PAIR_FIELDS:
             if _filled(item, prompt, completion):
-                group, ends = str(item.get("group") or ""), item.get("ends") is not False
-                return Pair(item[prompt], item[completion], group, ends=ends)
+                ends = item.get("ends", True)
+                if not isinstance(ends, bool):
+                    raise DataError(f"{where} has ends={ends!r}, which is true or false")
+                return Pair(item[prompt], item[completion], str(item.get("group") or ""), ends=ends)
         if item.get("messages") is not None:
             messages = _messages(item["messages"], where)
             return Conversation(messages, str(item.get("group") or "chat"))
