@@ -199,7 +199,8 @@ def test_what_a_bridge_reads_is_what_it_is_given_in_the_running_ensemble():
     pairs = [Pair("the people of the town", " river"), Pair("in spring", " the water and the road")]
     examples = data.encode(model.tokenizer, pairs, max_length=64, block_length=8)
     edge = ("second", "anchor")
-    found = {part: read_bridge(model, edge, 1, examples, part) for part in get_args(Part)}
+    parts = get_args(Part)
+    found = dict(zip(parts, read_bridge(model, edge, 1, examples, *parts), strict=True))
     counts = {part: len(states["source"]) for part, states in found.items()}
     lengths = [(one.answer_start, len(one.ids)) for one in examples]
     assert counts == {
@@ -220,7 +221,7 @@ def test_what_a_bridge_reads_is_what_it_is_given_in_the_running_ensemble():
     with pytest.raises(TrainingError, match="no token that predicts: first"):
         read_bridge(model, edge, 1, [], "first")
     with model.disabled("second"), pytest.raises(TrainingError, match="does not run"):
-        read_bridge(model, edge, 1, examples)
+        read_bridge(model, edge, 1, examples, "answer")
 
 
 def test_the_map_of_a_prediction_is_the_least_squares_one():

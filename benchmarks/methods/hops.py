@@ -16,7 +16,7 @@ from rc_agents.benchmarks.tasks.items import documents
 from torch import Tensor
 
 from rc_agents.training import data
-from rc_agents.training.gate_start import fit_gate, read_bridge
+from rc_agents.training.gate_start import Part, fit_gate, read_bridge
 from rc_agents.training.prediction_start import set_prediction_start
 
 
@@ -30,13 +30,14 @@ def solved_hops(bench: Bench, model: Any) -> Fitted:
     hand, say = ((first, second), 0), ((second, "anchor"), len(model.sites) - 1)
     explained = set_prediction_start(model, *hand, documents("train", recipe.start_documents))
     fits = {}
-    for (edge, site), speak, silent in (
-        (hand, "first", ("prompt", "rest")),  # the middle term has one place: before the answer
-        (say, "answer", ("prompt",)),
-    ):
-        speaks = read_bridge(model, edge, site, chains, speak)  # type: ignore[arg-type]
-        keeps = [read_bridge(model, edge, site, chains, part) for part in silent]  # type: ignore[arg-type]
-        keeps.append(read_bridge(model, edge, site, quiet, "all"))
+    # The middle term has one place, before the answer.
+    order: list[tuple[Any, Part, list[Part]]] = [
+        (hand, "first", ["prompt", "rest"]),
+        (say, "answer", ["prompt"]),
+    ]
+    for (edge, site), speak, silent in order:
+        speaks, *keeps = read_bridge(model, edge, site, chains, speak, *silent)
+        keeps += read_bridge(model, edge, site, quiet, "all")
         gate = model.bridge(edge, site).gate
         fit = fit_gate(gate, speaks, _joined(keeps), recipe.gates, 1.0, recipe.quiet)
         fits[f"{edge[0]}__{edge[1]}.{site}"] = vars(fit)

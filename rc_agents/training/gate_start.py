@@ -137,8 +137,8 @@ def read_bridge(
     edge: Edge | tuple[str, str],
     site: int,
     examples: Sequence[data.Encoded],
-    part: Part = "answer",
-) -> dict[str, Tensor]:
+    *parts: Part,
+) -> list[dict[str, Tensor]]:
     """Returns what one bridge reads when the ensemble runs as it is: examples for `fit_gate`, in any topology.
 
     Where bridges lead to bridges, solve for the gate of the one that speaks first, then read the next one.
@@ -148,10 +148,10 @@ def read_bridge(
         edge: of the bridge; its target reads the anchor's tokens.
         site: index into `model.sites`.
         examples: encoded by the anchor's tokenizer.
-        part: which of their tokens; never the first one, whose state is unlike all others.
+        parts: which of their tokens; never the first one, whose state is unlike all others.
 
     Returns:
-        The states (N, D) of the `source` and the `target` end, in float32 on the CPU.
+        For each part the states (N, D) of the `source` and the `target` end, in float32 on the CPU.
 
     Raises:
         TrainingError: no token is of this part, the bridge does not run, or the target has tokens of its own.
@@ -162,7 +162,8 @@ def read_bridge(
     bridge = model.bridge(edge, site)
     kept: list[tuple[Tensor, Tensor]] = []
     handle = bridge.register_forward_pre_hook(lambda module, args: kept.append(args))
-    parts: dict[str, list[Tensor]] = {"source": [], "target": []}
+    ends = ("source", "target")
+    found: list[dict[str, list[Tensor]]] = [{end: [] for end in ends} for _ in parts]
     ordered = sorted(examples, key=lambda one: len(one.ids))
     try:
         for begin in range(0, len(ordered), BATCH):
@@ -177,15 +178,16 @@ def read_bridge(
                 )
             states = kept.pop()
             for row, one in enumerate(chosen):
-                first, last = _span(one, part)
-                for end, value in zip(parts, states, strict=True):
-                    parts[end].append(value[row, first:last].float().cpu())
+                for part, into in zip(parts, found, strict=True):
+                    first, last = _span(one, part)
+                    for end, value in zip(ends, states, strict=True):
+                        into[end].append(value[row, first:last].float().cpu())
     finally:
         handle.remove()
-    found = {end: torch.cat(value) for end, value in parts.items() if value}
-    if not found or not len(found["source"]):
-        raise TrainingError(f"read_bridge: the examples have no token that predicts: {part}")
-    return found
+    for part, one in zip(parts, found, strict=True):
+        if not sum(map(len, one["source"])):
+            raise TrainingError(f"read_bridge: the examples have no token that predicts: {part}")
+    return [{end: torch.cat(value) for end, value in one.items()} for one in found]
 
 
 def _span(one: data.Encoded, part: Part) -> tuple[int, int]:
