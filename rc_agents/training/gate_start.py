@@ -184,10 +184,10 @@ def read_bridge(
                         into[end].append(value[row, first:last].float().cpu())
     finally:
         handle.remove()
-    for part, one in zip(parts, found, strict=True):
-        if not sum(map(len, one["source"])):
+    for part, states_of in zip(parts, found, strict=True):
+        if not sum(map(len, states_of["source"])):
             raise TrainingError(f"read_bridge: the examples have no token that predicts: {part}")
-    return [{end: torch.cat(value) for end, value in one.items()} for one in found]
+    return [{end: torch.cat(value) for end, value in each.items()} for each in found]
 
 
 def _span(one: data.Encoded, part: Part) -> tuple[int, int]:
@@ -301,7 +301,7 @@ def _states(
 
 def _beginnings(examples: Sequence[data.Encoded]) -> dict[str, int]:
     """Returns for each group how many tokens its prompts begin with alike; at least 1, which is never read."""
-    groups: dict[str, list[Sequence[int]]] = defaultdict(list)
+    groups: dict[str, list[tuple[int, ...]]] = defaultdict(list)
     for one in examples:
         groups[one.group].append(one.ids[: one.answer_start])
     found = {}
