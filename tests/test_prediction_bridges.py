@@ -1,17 +1,20 @@
 """Bridges that read what their source would say next, and edges with bridges of another form."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 import torch
+from rc_agents.benchmarks.methods import hops
+from rc_agents.benchmarks.settings import Recipe
 
 import rc_agents
 from rc_agents import BridgeConfig
 from rc_agents.backbone import Lens
 from rc_agents.errors import CheckpointError, ConfigError, TokenError, TrainingError
 from rc_agents.training import data
-from rc_agents.training.data import Pair
+from rc_agents.training.data import Document, Pair
 from rc_agents.training.gate_start import Part, read_bridge
 from rc_agents.training.prediction_start import set_prediction_start
 from rc_agents.training.replay import ReplayPass
@@ -251,3 +254,37 @@ def test_the_map_of_a_prediction_is_the_least_squares_one():
         set_start(model, gather(model, texts, progress=False))
     with pytest.raises(TrainingError, match="got no text"):
         set_prediction_start(model, ("first", "second"), 0, [{"prompt": "a", "completion": "b"}])
+
+
+def test_a_chain_is_solved_in_the_order_in_which_it_speaks(monkeypatch):
+    shut = BridgeConfig(
+        gate="token", gate_init=-4.0, gate_floor=0.05, start="identity", update="blend",
+        normalize_source=False,
+    )  # fmt: skip
+    form = {("first", "second"): replace(shut, reads="prediction")}
+    model = read_chain(bridge=shut, edge_bridges=form)
+    lines = PROSE.splitlines()
+    monkeypatch.setattr(hops, "documents", lambda part, count: lines[:count])
+    bench = SimpleNamespace(
+        recipe=Recipe(gates=1e-3, quiet=0.99, start_documents=20),
+        pairs=lambda: [Pair(f"What is {n}?", f" the number {n}", "ask") for n in range(12)],
+        retained=lambda: [
+            *map(Document, lines * 6),
+            Pair("Who is nobody?", " a stranger", "strangers"),
+        ],
+    )
+    fitted = hops.solved_hops(bench, model)
+    gates = fitted.notes["gates"]
+    assert list(gates) == ["first__second.0", "second__anchor.1"]
+    assert gates["first__second.0"]["positives"] == 12  # one place in each chain
+    assert gates["second__anchor.1"]["positives"] > 12
+    for edge, site in ((("first", "second"), 0), (("second", "anchor"), 1)):
+        assert model.bridge(edge, site).gate.reads["source"].any()
+    idle = [(("first", "second"), 1), (("second", "anchor"), 0)]
+    assert not any(model.bridge(edge, site).gate.reads["source"].any() for edge, site in idle)
+    before = (hand := model.bridge(("first", "second"), 0).gate).value.item()
+    with torch.no_grad():
+        hand.value.fill_(-50.0)
+    again = hops.solved_hops(bench, model)
+    assert hand.value.item() == pytest.approx(before, abs=1e-4)
+    assert again.notes["gates"] == gates

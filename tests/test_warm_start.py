@@ -157,6 +157,42 @@ def test_a_fitted_gate_opens_for_its_examples_alone_and_keeps_its_word_about_sil
 
 
 @pytest.mark.tiny
+def test_whole_prompts_are_read_from_where_a_groups_prompts_begin_to_differ(tmp_path):
+    tokenizer = tiny_tokenizer("prose")
+    models = [tiny("llama", vocab_size=len(tokenizer), seed=seed) for seed in range(2)]
+    model = rc_agents.couple(
+        models[0],
+        {"b": models[1]},
+        tokenizers=dict.fromkeys(("anchor", "b"), tokenizer),
+        topology="unilateral",
+        sites=1,
+        bridge=rc_agents.BridgeConfig(gate="token", gate_floor=0.1),
+    )
+    groups = {"one": "What is the name of {}?", "two": "{} has the name"}
+    pairs = [
+        records.Pair(text.format(name), " the river", group)
+        for group, text in groups.items()
+        for name in ("medicine", "children")
+    ]
+    told = records.encode(tokenizer, pairs, max_length=64, block_length=16)
+    rows = [one.ids for one in told[:2]]
+    alike = next(k for k, (a, b) in enumerate(zip(*rows, strict=False)) if a != b)
+    expected = sum(len(one.ids) - 1 - alike for one in told[:2])
+    expected += sum(len(one.ids) - 2 for one in told[2:])
+    fits = start_gates(
+        model,
+        {"b": pairs},
+        PROSE.splitlines(),
+        tmp_path,
+        block_length=16,
+        whole_prompts=True,
+        progress=False,
+    )
+    assert alike > 3
+    assert fits["b__anchor.0"].positives == expected
+
+
+@pytest.mark.tiny
 def test_gates_start_from_pairs_and_silent_text_and_leave_other_specialists_alone(tmp_path):
     tokenizer = tiny_tokenizer("prose")
     models = [tiny("llama", vocab_size=len(tokenizer), seed=seed) for seed in range(3)]
