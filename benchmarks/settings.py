@@ -176,7 +176,14 @@ _SHUTTING = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="i
 _SHUTTING_ZERO = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="zero")
 ANY = Recipe(bridge=_SHUTTING, gates=1e-3, quiet=0.9995, solved=True)
 BLENDED = replace(ANY, bridge=_BLEND, scale=1.0)
-EARLY = replace(BLENDED, sites=(20,), gates=3e-4, quiet=0.9999, whole_prompts=True)
+EARLY = replace(
+    BLENDED,
+    sites=(20,),
+    gates=1e-4,
+    quiet=0.9999,
+    whole_prompts=True,
+    retained_questions=800,
+)
 # The second specialist goes on from the first one's words as if it had read them, the anchor from its last states.
 HOPS = Recipe(
     sites=({"anchor": 1, "towns": 30, "words": 1}, {"anchor": 30, "towns": 30, "words": 30}),
@@ -187,8 +194,9 @@ HOPS = Recipe(
     gates=1e-3,
     quiet=0.9995,
     solved=True,
-    retained_documents=60,
-    retained_questions=200,
+    ways=2,
+    retained_documents=40,
+    retained_questions=120,
 )
 OTHER_FAMILY = Recipe(
     bridge=_SHUTTING_ZERO,

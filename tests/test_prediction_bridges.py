@@ -118,6 +118,23 @@ def test_the_map_learns_and_the_frozen_models_do_not():
     assert not [name for name in grads if not name.startswith("bridges.")]
 
 
+def test_nothing_is_predicted_where_the_gate_is_shut():
+    shut = BridgeConfig(gate="token", gate_init=-4.0, gate_floor=0.05, update="blend")
+    form = replace(shut, start="identity", reads="prediction", normalize_source=False)
+    model, ids = chain(edge_bridges={("first", "second"): form}), prompts()
+    bridge = model.bridge(("first", "second"), 0)
+    asked, reading = [], bridge.reading
+    bridge.reading = lambda states: asked.append(states.shape[:2].numel()) or reading(states)
+    with torch.no_grad():
+        bridge.gate.reads["source"].normal_(0, 2.0)
+        found = model(ids).logits
+    opened = asked.pop()
+    assert 0 < opened < ids.numel()
+    with torch.enable_grad():
+        torch.testing.assert_close(model(ids).logits, found, rtol=1e-5, atol=1e-5)
+    assert asked == [ids.numel()]
+
+
 def test_threads_give_what_lockstep_gives():
     ids = prompts(rows=3, length=100)  # more states than the models have positions
     found = []

@@ -44,8 +44,8 @@ class Bridge(nn.Module):
         self.normalize_source = config.normalize_source
         self.blends = config.update == "blend"
         self.reading: Prediction | None = None  # set where the models are known
-        read_width = target_width if config.reads == "prediction" else source_width
-        self.map = MAPS[config.kind](config, read_width, target_width)
+        self.read_width = target_width if config.reads == "prediction" else source_width
+        self.map = MAPS[config.kind](config, self.read_width, target_width)
         self.gate = GATES[config.gate](config, source_width, target_width)
 
     def forward(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Bridge(nn.Module):
         source, target = source_BTD.to(work), target_BTD.to(work)
         gate = self.gate(source, target)
         if self.reading is not None:
-            source = self.reading(source_BTD).to(target.device, work)
+            source = self._read(self.reading, source_BTD, gate).to(target.device, work)
         scale = rms(target) / (rms(source) + EPS) if self.normalize_source else 1.0
         update = self.map(source) * (scale * gate)
         if self.blends:
@@ -72,3 +72,13 @@ class Bridge(nn.Module):
                 -1, keepdim=True
             )  # zeros are silence, as in an added map
         return update.to(target_BTD.dtype)
+
+    def _read(self, reading: Prediction, source_BTD: Tensor, gate: Tensor | float) -> Tensor:
+        """Returns what the source would say, (B, T, D_target); zeros where a shut gate lets nothing of it through."""
+        if torch.is_grad_enabled() or not isinstance(gate, Tensor) or not gate.dim():
+            return reading(source_BTD)
+        speaks_BT = gate.squeeze(-1) != 0
+        read_BTD = source_BTD.new_zeros(*source_BTD.shape[:2], self.read_width)
+        if speaks_BT.any():
+            read_BTD[speaks_BT] = reading(source_BTD[speaks_BT][None])[0].to(read_BTD)
+        return read_BTD
