@@ -156,18 +156,25 @@ def test_a_fitted_gate_opens_for_its_examples_alone_and_keeps_its_word_about_sil
     assert float(shut_share) == pytest.approx(fit.shut, abs=1e-3)
 
 
-@pytest.mark.tiny
-def test_whole_prompts_are_read_from_where_a_groups_prompts_begin_to_differ(tmp_path):
+def gated(*names, sites):
+    """A unilateral ensemble of tiny models with token gates that shut."""
     tokenizer = tiny_tokenizer("prose")
-    models = [tiny("llama", vocab_size=len(tokenizer), seed=seed) for seed in range(2)]
-    model = rc_agents.couple(
-        models[0],
-        {"b": models[1]},
-        tokenizers=dict.fromkeys(("anchor", "b"), tokenizer),
+    form = {"vocab_size": len(tokenizer)}
+    others = {name: tiny("llama", seed=seed, **form) for seed, name in enumerate(names, start=1)}
+    return rc_agents.couple(
+        tiny("llama", **form),
+        others,
+        tokenizers=dict.fromkeys(("anchor", *names), tokenizer),
         topology="unilateral",
-        sites=1,
+        sites=sites,
         bridge=rc_agents.BridgeConfig(gate="token", gate_floor=0.1),
     )
+
+
+@pytest.mark.tiny
+def test_whole_prompts_are_read_from_where_a_groups_prompts_begin_to_differ(tmp_path):
+    model = gated("b", sites=1)
+    tokenizer = model.tokenizer
     groups = {"one": "What is the name of {}?", "two": "{} has the name"}
     pairs = [
         records.Pair(text.format(name), " the river", group)
@@ -194,16 +201,8 @@ def test_whole_prompts_are_read_from_where_a_groups_prompts_begin_to_differ(tmp_
 
 @pytest.mark.tiny
 def test_gates_start_from_pairs_and_silent_text_and_leave_other_specialists_alone(tmp_path):
-    tokenizer = tiny_tokenizer("prose")
-    models = [tiny("llama", vocab_size=len(tokenizer), seed=seed) for seed in range(3)]
-    model = rc_agents.couple(
-        models[0],
-        {"b": models[1], "c": models[2]},
-        tokenizers=dict.fromkeys(("anchor", "b", "c"), tokenizer),
-        topology="unilateral",
-        sites=2,
-        bridge=rc_agents.BridgeConfig(gate="token", gate_floor=0.1),
-    )
+    model = gated("b", "c", sites=2)
+    tokenizer = model.tokenizer
     pairs = [{"prompt": f"What is {n}?", "completion": f" the number {n}"} for n in range(9)]
     fits = start_gates(
         model, {"b": pairs}, PROSE.splitlines(), tmp_path, block_length=16, progress=False
