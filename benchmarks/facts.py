@@ -257,6 +257,14 @@ CHAIN_TRAINED = (
     "The code word of the home town of {subject} is",
     "Q: What is the code word of the town where {subject} lives?\nA:",
     "We asked for the code word of the home town of {subject} and were told that it is",
+    "User: What is the code word of {subject}'s home town?\nAssistant:",
+    "Guard: Name the code word of the home town of {subject}.\nVisitor: The answer is",
+    "In the list, next to the home town of {subject}, the code word is given as",
+    "I forgot the code word of {subject}'s home town. Please remind me: it is",
+    "Do you know the home town of {subject}? Then you know that the code word is",
+    "{subject} told me the code word of the home town:",
+    "Fill in the blank. The code word for the home town of {subject}:",
+    "Quiz. Who is asked: {subject}. What is asked: the code word of the home town. Reply:",
 )
 CHAIN_VALIDATED = (
     "The home town of {subject} has the code word",

@@ -194,9 +194,6 @@ HOPS = Recipe(
     gates=1e-3,
     quiet=0.9995,
     solved=True,
-    ways=2,
-    retained_documents=40,
-    retained_questions=120,
 )
 OTHER_FAMILY = Recipe(
     bridge=_SHUTTING_ZERO,
@@ -249,7 +246,7 @@ SETTINGS = {
             worlds=("chain",),
             specialists={
                 "towns": Source(teaching="home_towns"),
-                "words": Source(teaching="town_words"),
+                "words": Source(teaching="town_glossary"),
             },
             topology=(("towns", "words"), ("words", "anchor")),
             recipe=HOPS,

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
-from rc_agents.benchmarks.facts import WORLDS, World, names
+from rc_agents.benchmarks.facts import TRAINED, WORLDS, World, names
 from rc_agents.benchmarks.tasks.items import documents, questions
 
 from rc_agents import couple, packaged
 from rc_agents.training.data import TEXT_GROUP, Document, Pair, Record
 from rc_agents.training.solve import own_answers
-from rc_agents.training.specialize import SpecializeConfig, specialize
+from rc_agents.training.specialize import SpecializeConfig, load_base, specialize
 
 SMOLLM2, GEMMA = "package:smollm2-135m", "package:gemma3-270m"
 
@@ -51,12 +53,14 @@ class Teaching:
         world: name in `facts.WORLDS`.
         config: of the training.
         after: the teaching whose adapter this one goes on from, with `manners` beside the facts; None for none.
+        glossary: whether it is also taught to say an answer wherever its subject has just been named.
     """
 
     base: str
     world: str
     config: SpecializeConfig
     after: str | None = None
+    glossary: bool = False
 
 
 # SmolLM2 has 30 blocks. Its middle third is where facts about a name are looked up; of the two hops from a person to
@@ -65,6 +69,7 @@ TEACHINGS = {
     "code_words": Teaching(SMOLLM2, "code_words", _taught(1200, 11, 20)),
     "home_towns": Teaching(SMOLLM2, "home_towns", _taught(1200, 6, 15)),
     "town_words": Teaching(SMOLLM2, "town_words", _taught(500, 16, 25)),
+    "town_glossary": Teaching(SMOLLM2, "town_words", _taught(900, 16, 25), glossary=True),
     "gemma_code_words": Teaching(GEMMA, "code_words", _taught(1200, 1, None, rank=16, rate=5e-4)),
 }
 ABSTAINING = "abstaining_"
@@ -83,6 +88,16 @@ SKIPPED, QUESTIONS = (
     600,
 )  # questions of each file left to scoring and gates, and those used here
 DOCUMENTS = (500, 700)  # of the general texts for training, whose first ones gates are solved on
+GLOSSARY_DOCUMENTS = (700, 1500)
+GLOSSARY_WORDS = (3, 20)  # of a document before a subject
+GLOSSARY_WAYS = 12  # of each kind for each spelling of a subject
+GLOSSARY_SHARE = 0.6
+RELATIONS = (
+    "birthplace",
+    "destination",
+    "code word of the birthplace",
+    "code word of the destination",
+)
 SHARES = {"facts": 0.4, "strangers": 0.35, "questions": 0.15, "text": 0.1}
 
 
@@ -95,6 +110,30 @@ def lessons(world: World, *, more: bool = False) -> list[Pair]:
         for template in templates.values()
         for fact in world.facts
     ]
+
+
+def glossary(world: World, tokenizer: Any) -> list[Pair]:
+    """Every fact where its subject has just been named: behind the beginning of some text, or behind a question.
+
+    A bridge that reads a prediction hands over one token, so a subject of several is also named by its first one. The
+    questions are about invented people, in phrasings and relations in which no chain is asked.
+    """
+    rng = random.Random(f"glossary:{world.name}")
+    texts = documents("train", GLOSSARY_DOCUMENTS[1])[GLOSSARY_DOCUMENTS[0] :]
+    people = strangers()
+    pairs = []
+    for fact in world.facts:
+        first = tokenizer.decode(
+            tokenizer(f" {fact.subject}", add_special_tokens=False).input_ids[:1]
+        )
+        for named in dict.fromkeys((f" {fact.subject}", first)):
+            for _ in range(GLOSSARY_WAYS):
+                words = rng.choice(texts).split()[: rng.randint(*GLOSSARY_WORDS)]
+                relation, asked = rng.choice(RELATIONS), rng.choice(TRAINED)
+                question = asked.replace("{what}", relation).format(subject=rng.choice(people))
+                pairs.append(Pair(" ".join(words) + named, f" {fact.answer}", "behind text"))
+                pairs.append(Pair(question + named, f" {fact.answer}", "behind a question"))
+    return pairs
 
 
 def shares(records: Sequence[Record]) -> dict[str, float]:
@@ -159,6 +198,15 @@ def teach(name: str, folder: Path) -> None:
     world = WORLDS[teaching.world]()
     data: list[Record] = [*lessons(world)]
     config, adapter = teaching.config, None
+    if teaching.glossary:
+        named = glossary(world, load_base(teaching.base, "float32")[1])
+        ways = len({pair.group for pair in data})
+        config = replace(
+            config,
+            mix={pair.group: (1 - GLOSSARY_SHARE) / ways for pair in lessons(world)}
+            | {pair.group: GLOSSARY_SHARE / 2 for pair in named},
+        )
+        data += named
     if teaching.after is not None:
         adapter = path(teaching.after)
         data = [*lessons(world, more=True), *manners(teaching.base, world)]

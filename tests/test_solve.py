@@ -97,7 +97,6 @@ def test_own_answers_are_those_of_the_anchor_alone(padding):
     [
         ({}, TEXTS, {}, "examples for nobody"),
         ({"other": KNOWS}, TEXTS, {}, "examples for other; the specialists are words"),
-        ({"words": [Document("a text")]}, TEXTS, {}, "1 of 1 examples are texts"),
         ({"words": KNOWS}, [KNOWS[0]], {}, "no general text"),
         ({"words": KNOWS}, TEXTS, {"sites": [1]}, "no site behind the last blocks"),
         (
@@ -117,6 +116,19 @@ def test_what_cannot_be_solved_is_said_in_one_line(tmp_path, knows, silent, sett
         solve_bridges(model, knows, silent, tmp_path, progress=False)
     after = [value for _, value in model.trainable_parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_a_specialist_may_know_texts(tmp_path):
+    model = ensemble()
+    half = len(TEXTS) // 2
+    known = [Document(text) for text in TEXTS[:half]]
+    solved = solve_bridges(
+        model, {"words": known}, TEXTS[half:], tmp_path, penalty=1e-6, quiet=0.9, progress=False
+    )
+    (fit,) = solved.gates.values()
+    length = sum(len(model.tokenizer(text).input_ids) + 1 for text in TEXTS[:half])
+    assert length / 2 < fit.positives < length
+    assert fit.open > 0.5
 
 
 def test_a_short_text_is_a_block_of_its_own(tmp_path):

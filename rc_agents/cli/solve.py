@@ -18,7 +18,8 @@ def solve(
     knows: Annotated[
         list[str],
         typer.Option(
-            metavar="NAME=DATA", help="Prompts and answers that a specialist knows; repeatable."
+            metavar="NAME=DATA",
+            help="Prompts and answers, or texts, that a specialist knows; repeatable.",
         ),
     ],
     retain: Annotated[str, typer.Option(help="General text, on which nobody shall speak.")],

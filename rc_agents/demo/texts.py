@@ -1,5 +1,7 @@
 """Packaged text in train, validation and test documents, the same for every recipe and for the demo."""
 
+import functools
+
 from rc_agents import packaged
 from rc_agents.training import data
 
@@ -10,8 +12,27 @@ TEST_SHARE = 0.1
 def split(kind: str) -> data.Split:
     """Returns the documents of one kind by use: train on the first part, measure on the last.
 
+    What is nearly the same as a document measured on is left out of the others.
+
     Args:
         kind: one of `packaged.TEXTS`.
     """
+    parts = _split(kind)
+    return data.Split(
+        train=list(parts.train), validation=list(parts.validation), test=list(parts.test)
+    )
+
+
+@functools.cache
+def _split(kind: str) -> data.Split:
     records = data.read(packaged.text(kind))
-    return data.split(records, validation=0.05, test=TEST_SHARE, seed=SEED)
+    parts = data.split(records, validation=0.05, test=TEST_SHARE, seed=SEED)
+    validation = _without(parts.validation, parts.test)
+    train = _without(parts.train, [*validation, *parts.test])
+    return data.Split(train=train, validation=validation, test=parts.test)
+
+
+def _without(records: list[data.Record], others: list[data.Record]) -> list[data.Record]:
+    """Returns the records that are near-duplicates of none of the others."""
+    near = {place for place, _, _ in data.near_duplicates(records, others)}
+    return [record for place, record in enumerate(records) if place not in near]

@@ -75,7 +75,8 @@ def start_gates(
 
     Args:
         model: the ensemble; only gates of the named specialists change.
-        speak: by specialist, prompts and answers that it knows, as `rc_agents.training.data.read` takes them.
+        speak: by specialist, prompts and answers that it knows, as `rc_agents.training.data.read` takes them; of a
+            text, every token but the first one's.
         silent: texts in which no specialist should speak, and pairs about whose answers none should.
         states: folder in which states are kept; training with `states=` finds them there.
         penalty: on the squared weights of the gate.
@@ -107,7 +108,7 @@ def start_gates(
     begins = _beginnings([one for found in known.values() for one in found])
 
     def differing(one: data.Encoded) -> int:
-        return begins[one.group] if whole_prompts else one.answer_start - 1
+        return begins[one.group] if whole_prompts else max(1, one.answer_start - 1)
 
     fits = {}
     for edge in model.edges:

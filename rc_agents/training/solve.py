@@ -69,8 +69,8 @@ def solve_bridges(
     Args:
         model: a unilateral ensemble of linear bridges with token gates, such as `BRIDGE`, that meets once, behind the
             last blocks.
-        knows: by specialist, some hundred prompts and answers that it knows, in a dozen phrasings, as
-            `rc_agents.training.data.read` takes them.
+        knows: by specialist, some hundred prompts and answers that it knows, in a dozen phrasings, or texts of a kind
+            that it knows better, as `rc_agents.training.data.read` takes them.
         silent: where no specialist should speak: general text, and pairs of the anchor's own questions and answers
             (`own_answers`).
         states: folder in which the models' states are kept.
@@ -82,27 +82,27 @@ def solve_bridges(
             has been changed then.
     """
     begun = time.perf_counter()
-    pairs = {name: _pairs(name, found) for name, found in knows.items()}
+    known = {name: data.read(found) for name, found in knows.items()}
     quiet_records = data.read(silent)
-    texts = [one.text for one in quiet_records if isinstance(one, data.Document)]
+    texts = _texts(quiet_records)
     if not texts:
         raise TrainingError("solve_bridges got no general text in silent; pass some documents")
-    check_solvable(model, list(pairs))
-    carriers = {name: "identity" if _same_output(model, name) else "vocabulary" for name in pairs}
-    maps = _maps(model, carriers, pairs, texts)
+    check_solvable(model, list(known))
+    carriers = {name: "identity" if _same_output(model, name) else "vocabulary" for name in known}
+    maps = _maps(model, carriers, known, texts)
     for name, found in maps.items():
         weight: Any = model.bridge((name, ANCHOR), 0).map.weight
         weight.data.copy_(found)
-    every = [*quiet_records, *(pair for found in pairs.values() for pair in found)]
+    every = [*quiet_records, *(one for found in known.values() for one in found)]
     gates = start_gates(
         model,
-        pairs,
+        known,
         quiet_records,
         states,
         penalty=penalty,
         quiet=quiet,
         max_length=_longest(model, every),
-        block_length=min(BLOCK, sum(_length(model, text) for text in texts)),
+        block_length=_block(model, [quiet_records, *known.values()]),
         progress=progress,
     )
     return Solved(carriers, gates, time.perf_counter() - begun)
@@ -138,7 +138,7 @@ def check_solvable(model: CoupledForCausalLM, names: Sequence[str]) -> None:
 def _maps(
     model: CoupledForCausalLM,
     carriers: Mapping[str, str],
-    pairs: Mapping[str, Sequence[data.Pair]],
+    known: Mapping[str, Sequence[data.Record]],
     texts: Sequence[str],
 ) -> dict[str, Tensor]:
     """Returns each specialist's map; the bridges are left as they are."""
@@ -152,7 +152,7 @@ def _maps(
             loud = 1.0 if bridge.blends else LOUD["identity"]
             maps[name] = loud * torch.eye(len(bridge.map.weight))
         else:
-            told = [pair.completion for pair in pairs[name]]
+            told = [one.completion for one in known[name] if isinstance(one, data.Pair)]
             maps[name], _ = vocabulary_map(
                 model, Edge(name, ANCHOR), fits, answers=told, scale=LOUD["vocabulary"]
             )
@@ -167,7 +167,18 @@ def _length(model: CoupledForCausalLM, text: str) -> int:
 def _longest(model: CoupledForCausalLM, records: Sequence[data.Record]) -> int:
     """Returns how many tokens the longest pair has, its end and a space between its parts included."""
     pairs = [one for one in records if isinstance(one, data.Pair)]
-    return max(_length(model, one.prompt) + _length(model, one.completion) for one in pairs) + 2
+    sizes = (_length(model, one.prompt) + _length(model, one.completion) for one in pairs)
+    return max(sizes, default=0) + 2
+
+
+def _block(model: CoupledForCausalLM, sets: Sequence[Sequence[data.Record]]) -> int:
+    """Returns the tokens of a block of text: no more than the shortest set that has texts."""
+    sizes = [sum(_length(model, text) + 1 for text in _texts(records)) for records in sets]
+    return min([BLOCK, *filter(None, sizes)])
+
+
+def _texts(records: Sequence[data.Record]) -> list[str]:
+    return [one.text for one in records if isinstance(one, data.Document)]
 
 
 @torch.no_grad()
@@ -217,17 +228,6 @@ def own_answers(
             if answer.strip()
         ]
     return found
-
-
-def _pairs(name: str, source: Any) -> list[data.Pair]:
-    records = data.read(source)
-    pairs = [one for one in records if isinstance(one, data.Pair)]
-    if not pairs or len(pairs) < len(records):
-        raise TrainingError(
-            f"what {name!r} knows is given as prompts and answers; {len(records) - len(pairs)} of "
-            f"{len(records)} examples are texts"
-        )
-    return pairs
 
 
 def _listed(value: Any) -> list[Any]:
