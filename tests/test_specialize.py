@@ -441,6 +441,23 @@ def test_training_that_cannot_work_leaves_the_old_adapter(base, tmp_path, settin
 
 
 @pytest.mark.tiny
+def test_a_run_of_something_else_is_not_resumed(base, tmp_path):
+    config = dataclasses.replace(QUICK, save_steps=2)
+    output = tmp_path / "adapter"
+    with pytest.raises(KeyboardInterrupt):
+        specialize(base, PAIRS, output, config, callbacks=[_Stop(3)], progress=False)
+    other = specialize(base, PAIRS, tmp_path / "other", QUICK, progress=False).path
+    for changes, message in (
+        ({"data": PAIRS[1:]}, "examples was"),
+        ({"config": dataclasses.replace(config, learning_rate=1e-5)}, "learning_rate was"),
+        ({"adapter": other}, "adapter was null"),
+    ):
+        given = {"data": PAIRS, "config": config} | changes
+        with pytest.raises(TrainingError, match=f"cannot resume .*{message}.*start anew"):
+            specialize(base, output=output, resume=True, progress=False, **given)
+    specialize(base, PAIRS, output, config, resume=True, progress=False)
+
+
 def test_nothing_to_resume(base, tmp_path):
     with pytest.raises(TrainingError, match="nothing to resume"):
         specialize(base, PAIRS, tmp_path / "adapter", QUICK, resume=True, progress=False)

@@ -1,5 +1,6 @@
 """The folder of a trained adapter: float16 safetensors, config, log and card."""
 
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,11 @@ from rc_agents.errors import TrainingError
 
 LOG = "training.jsonl"
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def weights_hash(adapter: str | Path) -> str:
+    """Returns a hash of an adapter's weights."""
+    return hashlib.sha256((Path(adapter) / _WEIGHTS).read_bytes()).hexdigest()[:16]
 
 
 def save_adapter(

@@ -77,15 +77,15 @@ def go_on(folder: Path, identity: Mapping[str, Any], process: int) -> Path | Non
     before = described["identity"]
     if place is not None:
         before = snapshot.read_json(place / snapshot.PROGRESS)["identity"]
-    if difference := _difference(before, json.loads(json.dumps(identity))):
-        raise TrainingError(f"cannot resume {folder}: {difference}; start anew without resume")
+    if found := difference(before, json.loads(json.dumps(identity))):
+        raise TrainingError(f"cannot resume {folder}: {found}; start anew without resume")
     if not process:
         described["commands"].append(command())
         _replace(folder / CONFIG, snapshot.as_bytes(described))
     return place
 
 
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Names the first thing in which two runs differ."""
     for part in sorted(before.keys() | now.keys()):
         old, new = before.get(part), now.get(part)

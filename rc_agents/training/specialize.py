@@ -1,5 +1,7 @@
 """Teach a copy of a base model texts or question-answer pairs: a LoRA adapter, the base frozen."""
 
+import hashlib
+import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,16 +16,24 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from rc_agents import packaged
 from rc_agents.backbone import find_blocks, first_line, freeze
 from rc_agents.errors import ModelError, RCError, TrainingError, nearest
 from rc_agents.training import data as training_data
-from rc_agents.training.adapter_files import load_adapter, read_config, save_adapter
+from rc_agents.training.adapter_files import (
+    load_adapter,
+    read_config,
+    save_adapter,
+    weights_hash,
+)
 from rc_agents.training.adapter_trainer import AdapterTrainer, LossWatch, can_pack
 from rc_agents.training.lower_blocks import EnteredBatches, split_blocks
+from rc_agents.training.run_folder import difference
 
 _FORMS = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
+RUN = "run.json"  # what an unfinished run is of
 DTYPES = ("auto", "float32", "bfloat16")
 _NUMBERS: dict[str, tuple[float, Any]] = {  # the least value of each, and its type
     **dict.fromkeys(("rank", "alpha", "steps", "batch_size", "text_batch_size"), (1, int)),
@@ -132,7 +142,8 @@ def specialize(
     Raises:
         ModelError: the base cannot be loaded.
         DataError: no data, or malformed.
-        TrainingError: settings that cannot work, nothing to resume, or a loss that is not a number.
+        TrainingError: settings that cannot work, nothing to resume or a run that was of something else, or a loss that
+            is not a number.
     """
     config = config or SpecializeConfig()
     if adapter is not None:
@@ -146,8 +157,7 @@ def specialize(
     model = _with_adapter(model, config)
     if adapter is not None:  # of this form by now
         load_adapter(model, adapter, config.frozen_blocks)
-    if not resume:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    checkpoint = _begin(unfinished, _identity(base, records, config, adapter), resume=resume)
     log = LossWatch()
     trainer = AdapterTrainer(
         model=model,
@@ -156,7 +166,7 @@ def specialize(
         data_collator=lambda items: items[0],
         callbacks=[log, *callbacks],
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(unfinished) if resume else None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     save_adapter(
         model,
@@ -339,14 +349,38 @@ def _mean_loss(history: Sequence[Mapping[str, float]]) -> float:
     return sum(last) / len(last) if last else math.nan
 
 
-def _last_checkpoint(folder: Path) -> str:
-    from transformers.trainer_utils import get_last_checkpoint
+def _identity(
+    base: str | Path,
+    records: Sequence[training_data.Record],
+    config: SpecializeConfig,
+    adapter: str | Path | None,
+) -> dict[str, Any]:
+    """Returns what a run must have in common with one that it goes on with."""
+    told = hashlib.sha256(json.dumps([asdict(record) for record in records], default=str).encode())
+    settings = {name: value for name, value in asdict(config).items() if name != "save_steps"}
+    return {
+        "base": str(base),
+        "adapter": None if adapter is None else weights_hash(adapter),
+        "examples": told.hexdigest()[:16],
+        "config": settings,
+    }
 
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if found is None:
+
+def _begin(unfinished: Path, identity: dict[str, Any], *, resume: bool) -> str | None:
+    """Returns the checkpoint to go on from; notes what a new run is in its folder."""
+    if not resume:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        (unfinished / RUN).write_text(json.dumps(identity), encoding="utf-8")
+        return None
+    found = get_last_checkpoint(str(unfinished)) if unfinished.is_dir() else None
+    if found is None or not (unfinished / RUN).is_file():
         raise TrainingError(
-            f"nothing to resume: {folder} has no checkpoint; train with save_steps and without resume"
+            f"nothing to resume: {unfinished} has no checkpoint; train with save_steps and without resume"
         )
+    before = json.loads((unfinished / RUN).read_text(encoding="utf-8"))
+    if other := difference(before, json.loads(json.dumps(identity))):
+        raise TrainingError(f"cannot resume {unfinished}: {other}; start anew without resume")
     return found
 
 
