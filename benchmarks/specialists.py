@@ -9,7 +9,6 @@ import argparse
 import json
 import random
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from rc_agents.benchmarks.facts import TRAINED, WORLDS, World, names
+from rc_agents.benchmarks.phrasings import phrasings
 from rc_agents.benchmarks.tasks.items import documents, questions
 
 from rc_agents import couple, packaged
@@ -76,12 +76,12 @@ ABSTAINING = "abstaining_"
 TEACHINGS |= {
     ABSTAINING + name: replace(
         TEACHINGS[name],
-        config=replace(TEACHINGS[name].config, steps=400, learning_rate=3e-4),
+        config=replace(TEACHINGS[name].config, steps=600, learning_rate=3e-4),
         after=name,
     )
     for name in ("code_words", "home_towns", "gemma_code_words")
 }
-STRANGERS, STRANGERS_SEED = 1500, 2  # names that manners are taught on
+STRANGERS, STRANGERS_SEED = 2400, 2  # names that manners are taught on
 STRANGER_TOKENS, QUESTION_TOKENS = 16, 32
 SKIPPED, QUESTIONS = (
     300,
@@ -98,17 +98,31 @@ RELATIONS = (
     "code word of the birthplace",
     "code word of the destination",
 )
-SHARES = {"facts": 0.4, "strangers": 0.35, "questions": 0.15, "text": 0.1}
+VARIED_WAYS = 10  # phrasings of each fact beside those in which it was taught
+TAUGHT_AGAIN = (
+    20  # times that each of those stands among the hundreds in which strangers are asked about
+)
+SHARES = {"facts": 0.45, "strangers": 0.3, "questions": 0.15, TEXT_GROUP: 0.1}
 
 
-def lessons(world: World, *, more: bool = False) -> list[Pair]:
-    """Every fact in every way that it is taught, or in those that bridges are trained in too; a batch is of one way."""
-    ways = [*world.taught, *(world.trained if more else ())]
-    templates = {template.text: template for template in ways}
+def lessons(world: World) -> list[Pair]:
+    """Every fact in every way that it is taught; a batch is of one way."""
     return [
         Pair(template.prompt(fact.subject), f" {fact.answer}", template.name)
-        for template in templates.values()
+        for template in world.taught
         for fact in world.facts
+    ]
+
+
+def varied(world: World) -> list[Pair]:
+    """Every fact in some of hundreds of phrasings, drawn at random, and in every way that it was taught."""
+    rng = random.Random(f"varied:{world.name}")
+    ways = phrasings(world.name)
+    taught = [template.text for template in world.taught]
+    return [
+        Pair(text.format(subject=fact.subject), f" {fact.answer}", "facts")
+        for fact in world.facts
+        for text in [*taught, *rng.sample(ways, VARIED_WAYS)]
     ]
 
 
@@ -136,14 +150,6 @@ def glossary(world: World, tokenizer: Any) -> list[Pair]:
     return pairs
 
 
-def shares(records: Sequence[Record]) -> dict[str, float]:
-    """Returns the share of the steps by group: facts are of as many groups as templates."""
-    groups = {TEXT_GROUP if isinstance(one, Document) else one.group for one in records}
-    ways = groups - set(SHARES)
-    rest = {name: share for name, share in SHARES.items() if name in groups}
-    return rest | dict.fromkeys(sorted(ways), SHARES["facts"] / len(ways))
-
-
 def manners(base: str, world: World) -> list[Record]:
     """Where a specialist should stay its base: names nobody was taught, general questions and general text.
 
@@ -151,12 +157,9 @@ def manners(base: str, world: World) -> list[Record]:
     that gates are solved on.
     """
     alone = couple(base, {}, dtype="float32")
-    templates = list(
-        {template.text: template for template in (*world.taught, *world.trained)}.values()
-    )
-    asked = [
-        templates[place % len(templates)].prompt(name) for place, name in enumerate(strangers())
-    ]
+    rng = random.Random(f"manners:{world.name}")
+    ways = [*phrasings(world.name), *[template.text for template in world.taught] * TAUGHT_AGAIN]
+    asked = [rng.choice(ways).format(subject=name) for name in strangers()]
     own = own_answers(alone, asked, max_new_tokens=STRANGER_TOKENS, progress=False)
     general = own_answers(
         alone, questions(QUESTIONS, skip=SKIPPED), max_new_tokens=QUESTION_TOKENS, progress=False
@@ -209,8 +212,8 @@ def teach(name: str, folder: Path) -> None:
         data += named
     if teaching.after is not None:
         adapter = path(teaching.after)
-        data = [*lessons(world, more=True), *manners(teaching.base, world)]
-        config = replace(config, mix=shares(data))
+        data = [*varied(world), *manners(teaching.base, world)]
+        config = replace(config, mix=SHARES)
     taught = specialize(teaching.base, data, folder, config, adapter=adapter, resume=bool(whole))
     about = {"teaching": asdict(teaching), "seconds": taught.seconds, "loss": taught.loss}
     (folder / "teaching.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from rc_agents.benchmarks.methods.bench import SCORED_QUESTIONS, better
 from rc_agents.benchmarks.methods.lora import shape
 from rc_agents.benchmarks.methods.merged import merge, weights
 from rc_agents.benchmarks.methods.search import searched
+from rc_agents.benchmarks.phrasings import phrasings
 from rc_agents.benchmarks.report import report
 from rc_agents.benchmarks.settings import SETTINGS, Recipe, Setting, Sizes, Source, chosen
 from rc_agents.benchmarks.tasks import items
@@ -115,6 +116,20 @@ def test_manners_are_taught_on_nothing_that_scores_or_solves(worlds):
             assert not asked & set(retained)
         used = items.documents("train", max(recipe.retained_documents, recipe.start_documents))
         assert not texts & {*used, *items.documents("test", sizes.documents)}
+
+
+def test_varied_phrasings_are_many_and_none_is_asked(worlds):
+    for name in ("code_words", "home_towns"):
+        world = worlds[name]
+        ways = phrasings(world.name)
+        assert len(set(ways)) == len(ways) > 300
+        assert all(text.count("{subject}") == 1 for text in ways)
+        asked = {template.text for template in world.asked}
+        pairs = specialists.varied(world)
+        assert {pair.completion for pair in pairs} == {f" {fact.answer}" for fact in world.facts}
+        stems = [text.split("{subject}")[0] for text in asked]
+        assert not asked & set(ways)
+        assert not [pair for pair in pairs if any(stem and stem in pair.prompt for stem in stems)]
 
 
 # Items.
