@@ -22,6 +22,7 @@ from rc_agents.training.warm_start import gather, set_start
 from tests.ensembles import GREEDY, prompts
 from tests.tiny import tiny
 from tests.tiny_tokenizers import PROSE, tiny_tokenizer
+from tests.virtual_device import virtual_devices
 
 SAYS = BridgeConfig(
     gate="fixed", start="identity", update="blend", reads="prediction", normalize_source=False
@@ -64,6 +65,19 @@ def test_a_lens_on_the_last_states_gives_the_models_own_logits(arch):
     handle.remove()
     found = Lens(model)(kept[0].flatten(0, 1))
     torch.testing.assert_close(found, expected.flatten(0, 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3_text"])
+def test_a_lens_follows_a_model_that_moves(arch):
+    with virtual_devices(2) as devices:
+        model = tiny(arch).to(devices[0])
+        states = torch.randn(3, model.config.hidden_size)
+        lens = Lens(model)
+        expected = lens(states.to(devices[0])).cpu()
+        model.to(devices[1])
+        found = lens(states.to(devices[1]))
+        assert found.device == devices[1]
+        torch.testing.assert_close(found.cpu(), expected)
 
 
 def test_the_second_model_goes_on_from_the_first_ones_words():

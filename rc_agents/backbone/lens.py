@@ -54,15 +54,22 @@ class Lens:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = share_weights(model).eval()
+        self.of = model
+        self.returns_tuple = returns_tuple(model, len(find_blocks(model)))
+        self._build()
+
+    def _build(self) -> None:
+        self.model = share_weights(self.of).eval()
+        self.place = _place(self.of)
         blocks = find_blocks(self.model)
-        returns = returns_tuple(model, len(blocks))
         for index, block in enumerate(list(blocks)):
             last = index == len(blocks) - 1
-            blocks[index] = StandIn(block, _ENTERING.get if last else None, returns)
+            blocks[index] = StandIn(block, _ENTERING.get if last else None, self.returns_tuple)
 
     def __call__(self, states_ND: Tensor) -> Tensor:
         """Returns the logits (N, V)."""
+        if _place(self.of) != self.place:
+            self._build()  # buffers are not shared once a model has moved
         like: Any = self.model.get_input_embeddings().weight
         head: Any = self.model.get_output_embeddings().weight
         token = _ENTERING.set(states_ND.to(head.device, head.dtype)[:, None])
@@ -75,6 +82,11 @@ class Lens:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Lens:
         return self  # frozen
+
+
+def _place(model: PreTrainedModel) -> tuple[torch.device, torch.dtype]:
+    weight: Any = model.get_output_embeddings().weight
+    return weight.device, weight.dtype
 
 
 def returns_tuple(model: PreTrainedModel, layer: int) -> bool:
