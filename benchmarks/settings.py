@@ -35,6 +35,7 @@ class Recipe:
         rates: learning rates tried for the maps.
         search_steps: optimizer steps of each try; None for as many as the run has, whose best is then kept.
         ways: in how many of the trained templates each fact is shown.
+        varied: in how many of the hundreds of `phrasings` besides.
         retained_documents, retained_questions: general text, and questions with the anchor's own answers, on which the
             ensemble shall stay the anchor.
     """
@@ -68,6 +69,7 @@ class Recipe:
     rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     search_steps: int | None = None
     ways: int = 4
+    varied: int = 0
     retained_documents: int = 120
     retained_questions: int = 300
 
@@ -233,7 +235,7 @@ SETTINGS = {
                 "words": Source(teaching="code_words"),
                 "towns": Source(teaching="home_towns"),
             },
-            recipe=EARLY,
+            recipe=replace(BLENDED, gates=3e-5, varied=4),
         ),
         Setting(
             name="other_family",

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 
@@ -130,6 +131,20 @@ def test_varied_phrasings_are_many_and_none_is_asked(worlds):
         stems = [text.split("{subject}")[0] for text in asked]
         assert not asked & set(ways)
         assert not [pair for pair in pairs if any(stem and stem in pair.prompt for stem in stems)]
+
+
+def test_bridges_see_each_fact_in_as_many_phrasings_as_the_recipe_says(tmp_path):
+    setting = SETTINGS["two_specialists"]
+    for varied in (0, 3):
+        recipe = replace(setting.recipe, ways=2, varied=varied)
+        bench = Bench(replace(setting, recipe=recipe), 1, tmp_path)
+        pairs = bench.pairs()
+        facts_of = {fact for world in bench.worlds for fact in world.split(1).bridge}
+        assert len(pairs) == (2 + varied) * len(facts_of)
+        assert sum(pair.group == "varied" for pair in pairs) == varied * len(facts_of)
+        assert len({pair.prompt for pair in pairs}) == len(pairs)
+        held_out = {fact.subject for world in bench.worlds for fact in world.split(1).held_out}
+        assert not [pair for pair in pairs if held_out & set(re.findall(r"\w+", pair.prompt))]
 
 
 # Items.
@@ -345,7 +360,7 @@ def test_defaults_that_keys_leave_out_change_with_a_raised_format_alone():
     assert (cells.FORMAT, bench.FORMAT, hashlib.sha256(text.encode()).hexdigest()[:8]) == (
         3,
         4,
-        "3d9a4c49",
+        "4b054f6e",
     )
 
 

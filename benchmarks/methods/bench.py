@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from rc_agents.benchmarks import specialists as taught
-from rc_agents.benchmarks.facts import WORLDS, World
+from rc_agents.benchmarks.facts import WORLDS, Template, World
+from rc_agents.benchmarks.phrasings import phrasings
 from rc_agents.benchmarks.settings import Recipe, Setting, Source, chosen
 from rc_agents.benchmarks.tasks.items import documents, questions
 from rc_agents.benchmarks.tasks.reference import Reference
@@ -224,14 +225,21 @@ class Bench:
     # The training data, the same for every trained method.
 
     def pairs(self, worlds: Sequence[World] | None = None) -> list[data.Pair]:
-        """Every bridge fact in some of the trained templates, drawn by the seed."""
-        rng = random.Random(f"ways:{self.seed}")
-        return [
-            data.Pair(template.prompt(fact.subject), f" {fact.answer}", template.name)
-            for world in worlds or self.worlds
-            for fact in world.split(self.seed).bridge
-            for template in rng.sample(world.trained, min(self.recipe.ways, len(world.trained)))
-        ]
+        """Every bridge fact in some of the trained templates and other phrasings, drawn by the seed."""
+        rng, more = (random.Random(f"{name}:{self.seed}") for name in ("ways", "varied"))
+        pairs = []
+        for world in worlds or self.worlds:
+            known = {template.text for template in world.trained}
+            others = [
+                Template("varied", text) for text in phrasings(world.name) if text not in known
+            ]
+            for fact in world.split(self.seed).bridge:
+                ways = rng.sample(world.trained, min(self.recipe.ways, len(world.trained)))
+                ways += more.sample(others, self.recipe.varied)
+                pairs += [
+                    data.Pair(one.prompt(fact.subject), f" {fact.answer}", one.name) for one in ways
+                ]
+        return pairs
 
     def retained(self, worlds: Sequence[World] | None = None) -> list[data.Record]:
         """Where a method shall stay the frozen anchor.
