@@ -109,6 +109,11 @@ class World:
     strangers: tuple[str, ...]
     sizes: tuple[int, int] = (200, 40)
 
+    @property
+    def asks_for(self) -> str:
+        """What a question names."""
+        return self.name
+
     def split(self, seed: int) -> Splits:
         """Returns the splits of a seed."""
         facts, others = list(self.facts), list(self.strangers)
@@ -238,6 +243,11 @@ class Chain(World):
     through: Mapping[str, str]
     hops: tuple[Template, Template]
     kept_apart: int = 30
+
+    @property
+    def asks_for(self) -> str:
+        """What a question names."""
+        return "code word of the home town"
 
     def split(self, seed: int) -> Splits:
         """Returns the splits of a seed: some middle terms aside first, then the facts of the others."""

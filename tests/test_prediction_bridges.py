@@ -18,6 +18,7 @@ from rc_agents.training.data import Document, Pair
 from rc_agents.training.gate_start import Part, read_bridge
 from rc_agents.training.prediction_start import set_prediction_start
 from rc_agents.training.replay import ReplayPass
+from rc_agents.training.solve_chain import solve_chain
 from rc_agents.training.warm_start import gather, set_start
 from tests.ensembles import GREEDY, prompts
 from tests.tiny import tiny
@@ -319,3 +320,21 @@ def test_a_chain_is_solved_in_the_order_in_which_it_speaks(monkeypatch):
     again = hops.solved_hops(bench, model)
     assert hand.value.item() == pytest.approx(before, abs=1e-4)
     assert again.notes["gates"] == gates
+
+
+def test_what_is_no_chain_cannot_be_solved_as_one():
+    shut = BridgeConfig(gate="token", update="blend", normalize_source=False, start="identity")
+    says = {("first", "second"): replace(shut, reads="prediction")}
+    pairs = [Pair("What is 1?", " the number 1", "ask")]
+    texts = PROSE.splitlines()
+    side = [("first", "anchor"), ("second", "anchor")]
+    for settings, message in (
+        ({"bridge": replace(HEARD, gate="token"), "edge_bridges": {}},
+         "all bridges but those into the anchor read"),
+        ({"edge_bridges": says}, "sets token gates"),
+        ({"topology": side, "edge_bridges": {}}, "one path into the anchor; the edges are first->"),
+        ({"sites": [{"anchor": 4, "first": 4, "second": 1}], "bridge": shut, "edge_bridges": says},
+         "a site for each edge of the chain: 2 edges .*, 1 sites"),
+    ):  # fmt: skip
+        with pytest.raises(TrainingError, match=message):
+            solve_chain(read_chain(**settings), pairs, texts)

@@ -120,9 +120,9 @@ def test_manners_are_taught_on_nothing_that_scores_or_solves(worlds):
 
 
 def test_varied_phrasings_are_many_and_none_is_asked(worlds):
-    for name in ("code_words", "home_towns"):
+    for name in ("code_words", "home_towns", "chain"):
         world = worlds[name]
-        ways = phrasings(world.name)
+        ways = phrasings(world.asks_for)
         assert len(set(ways)) == len(ways) > 300
         assert all(text.count("{subject}") == 1 for text in ways)
         asked = {template.text for template in world.asked}

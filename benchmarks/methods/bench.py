@@ -231,7 +231,7 @@ class Bench:
         for world in worlds or self.worlds:
             known = {template.text for template in world.trained}
             others = [
-                Template("varied", text) for text in phrasings(world.name) if text not in known
+                Template("varied", text) for text in phrasings(world.asks_for) if text not in known
             ]
             for fact in world.split(self.seed).bridge:
                 ways = rng.sample(world.trained, min(self.recipe.ways, len(world.trained)))
