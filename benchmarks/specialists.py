@@ -20,6 +20,7 @@ from rc_agents.benchmarks.phrasings import phrasings
 from rc_agents.benchmarks.tasks.items import documents, questions
 
 from rc_agents import couple, packaged
+from rc_agents.errors import TrainingError
 from rc_agents.training.data import TEXT_GROUP, Document, Pair, Record
 from rc_agents.training.solve import own_answers
 from rc_agents.training.specialize import SpecializeConfig, load_base, specialize
@@ -68,7 +69,6 @@ class Teaching:
 TEACHINGS = {
     "code_words": Teaching(SMOLLM2, "code_words", _taught(1200, 11, 20)),
     "home_towns": Teaching(SMOLLM2, "home_towns", _taught(1200, 6, 15)),
-    "town_words": Teaching(SMOLLM2, "town_words", _taught(500, 16, 25)),
     "town_glossary": Teaching(SMOLLM2, "town_words", _taught(900, 16, 25), glossary=True),
     "gemma_code_words": Teaching(GEMMA, "code_words", _taught(1200, 1, None, rank=16, rate=5e-4)),
 }
@@ -129,8 +129,9 @@ def varied(world: World) -> list[Pair]:
 def glossary(world: World, tokenizer: Any) -> list[Pair]:
     """Every fact where its subject has just been named: behind the beginning of some text, or behind a question.
 
-    A bridge that reads a prediction hands over one token, so a subject of several is also named by its first one. The
-    questions are about invented people, in phrasings and relations in which no chain is asked.
+    A bridge that reads a prediction hands over one token, so a subject of several is also named by its first one; the
+    six towns that share theirs with two others are told apart by their full names alone. The questions are about
+    invented people, in phrasings and relations in which no chain is asked.
     """
     rng = random.Random(f"glossary:{world.name}")
     texts = documents("train", GLOSSARY_DOCUMENTS[1])[GLOSSARY_DOCUMENTS[0] :]
@@ -181,14 +182,33 @@ def strangers() -> list[str]:
 def path(name: str) -> Path:
     """Where a specialist's adapter lies; taught now where it is missing."""
     folder = packaged.cache_dir() / "transfer" / name
-    if not (folder / "adapter_config.json").exists():
+    if not is_taught(name, folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(
             folder.with_name(f"{name}.lock")
         ):  # another process waits for the one that teaches
-            if not (folder / "adapter_config.json").exists():
+            if not is_taught(name, folder):
                 teach(name, folder)
     return folder
+
+
+def is_taught(name: str, folder: Path) -> bool:
+    """Whether a folder has this specialist, taught as `TEACHINGS` says (where it says how it was taught)."""
+    if not (folder / "adapter_config.json").exists():
+        return False
+    about = folder / "teaching.json"
+    if not about.is_file():
+        return True
+    told = json.loads(about.read_text(encoding="utf-8"))["teaching"]
+    now = json.loads(json.dumps(asdict(TEACHINGS[name])))
+    return _agree(told, now)
+
+
+def _agree(told: Any, now: Any) -> bool:
+    """Whether two settings are alike in all that both have: fields that came later do not count."""
+    if isinstance(told, dict) and isinstance(now, dict):
+        return all(_agree(told[key], now[key]) for key in told.keys() & now.keys())
+    return bool(told == now)
 
 
 def teach(name: str, folder: Path) -> None:
@@ -201,6 +221,8 @@ def teach(name: str, folder: Path) -> None:
     world = WORLDS[teaching.world]()
     data: list[Record] = [*lessons(world)]
     config, adapter = teaching.config, None
+    if teaching.glossary and teaching.after:
+        raise ValueError(f"{name}: a glossary is taught from the start, not after another teaching")
     if teaching.glossary:
         named = glossary(world, load_base(teaching.base, "float32")[1])
         ways = len({pair.group for pair in data})
@@ -214,7 +236,14 @@ def teach(name: str, folder: Path) -> None:
         adapter = path(teaching.after)
         data = [*varied(world), *manners(teaching.base, world)]
         config = replace(config, mix=SHARES)
-    taught = specialize(teaching.base, data, folder, config, adapter=adapter, resume=bool(whole))
+    try:
+        taught = specialize(
+            teaching.base, data, folder, config, adapter=adapter, resume=bool(whole)
+        )
+    except TrainingError:
+        if not whole:
+            raise
+        taught = specialize(teaching.base, data, folder, config, adapter=adapter)
     about = {"teaching": asdict(teaching), "seconds": taught.seconds, "loss": taught.loss}
     (folder / "teaching.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

@@ -329,7 +329,7 @@ def test_what_is_no_chain_cannot_be_solved_as_one():
     texts = PROSE.splitlines()
     side = [("first", "anchor"), ("second", "anchor")]
     for settings, message in (
-        ({"bridge": replace(HEARD, gate="token"), "edge_bridges": {}},
+        ({"bridge": replace(HEARD, gate="token", gate_floor=0.05), "edge_bridges": {}},
          "all bridges but those into the anchor read"),
         ({"edge_bridges": says}, "sets token gates"),
         ({"topology": side, "edge_bridges": {}}, "one path into the anchor; the edges are first->"),

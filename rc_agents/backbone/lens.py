@@ -59,12 +59,12 @@ class Lens:
         self._build()
 
     def _build(self) -> None:
-        self.model = share_weights(self.of).eval()
-        self.place = _place(self.of)
-        blocks = find_blocks(self.model)
+        place, model = _place(self.of), share_weights(self.of).eval()
+        blocks = find_blocks(model)
         for index, block in enumerate(list(blocks)):
             last = index == len(blocks) - 1
             blocks[index] = StandIn(block, _ENTERING.get if last else None, self.returns_tuple)
+        self.model, self.place = model, place
 
     def __call__(self, states_ND: Tensor) -> Tensor:
         """Returns the logits (N, V)."""

@@ -101,8 +101,6 @@ def make(output: Path, states: Path | None = None) -> None:
             penalty=PENALTY,
             quiet=QUIET,
         )
-    for old in output.glob("bridges-*.safetensors"):
-        old.unlink()
     model.save_pretrained(output)
     figures = measured(model)
     figures |= described(model, solved)

@@ -35,6 +35,7 @@ ROWS = 64  # examples read at a time
 BATCH = 16  # examples run at a time
 MOST = 40_000  # tokens of one kind; a random sample beyond
 OPEN, SPEAKING = 0.98, 0.95  # the gate's value that this share of the positive examples reaches
+SHUT = 1.0  # how far below the floor, in logits, a gate that stays shut lies
 STEEPEST = 8.0  # beyond, a gate is a step that training cannot move
 
 
@@ -292,12 +293,16 @@ def _states(
             first = first_of(one)
             for end, name in names.items():
                 parts[end].append(found[name][row, first : len(one.ids) - 1])
-    together = {end: torch.cat(found) for end, found in parts.items()}
-    count = len(together["source"])
+    return thinned({end: torch.cat(found) for end, found in parts.items()})
+
+
+def thinned(ends: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the states (N, D) of both ends at no more than MOST tokens, a random sample of them."""
+    count = len(ends["source"])
     if count <= MOST:
-        return together
+        return dict(ends)
     picked = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST]
-    return {end: states[picked] for end, states in together.items()}
+    return {end: states[picked] for end, states in ends.items()}
 
 
 def _beginnings(examples: Sequence[data.Encoded]) -> dict[str, int]:

@@ -8,6 +8,7 @@ docs/training.md shows the ensemble this is made for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from rc_agents.errors import TrainingError
 from rc_agents.modeling import CoupledForCausalLM
 from rc_agents.topology import ANCHOR, Edge
 from rc_agents.training import data
-from rc_agents.training.gate_start import GateFit, Part, fit_gate, read_bridge
+from rc_agents.training.gate_start import SHUT, GateFit, Part, fit_gate, read_bridge, thinned
 from rc_agents.training.prediction_start import set_prediction_start
 
 
@@ -38,7 +39,7 @@ def solve_chain(
 
     Args:
         model: an ensemble whose edges are a path into the anchor, with as many sites, edge k acting at site k; all but
-            the last read predictions; gates are token gates, shut at other sites.
+            the last read predictions; its gates are token gates with a floor, and are shut at all other sites.
         chains: questions whose answers take the whole chain, some hundred, in a dozen phrasings.
         silent: texts, and pairs of the anchor's own, on which nobody should speak.
         texts: documents that say what the targets make of a token; those in `silent` where left out.
@@ -53,11 +54,15 @@ def solve_chain(
     """
     edges = _path(model)
     sizes = {"max_length": max_length, "block_length": block_length}
-    quiet_records = data.read(silent)
-    if texts is None:
-        texts = [one for one in quiet_records if isinstance(one, data.Document)]
-    asked = data.encode(model.tokenizer, data.read(chains), **sizes)
+    quiet_records, questions = data.read(silent), data.read(chains)
+    if any(isinstance(one, data.Document) for one in questions):
+        raise TrainingError("solve_chain takes chains as questions and answers; there is a text")
+    texts = quiet_records if texts is None else data.read(texts)
+    if not any(isinstance(one, data.Document) for one in texts):
+        raise TrainingError("solve_chain got no general text; pass some documents in silent")
+    asked = data.encode(model.tokenizer, questions, **sizes)
     kept = data.encode(model.tokenizer, quiet_records, **sizes)
+    _shut(model, edges)
     for site, edge in enumerate(edges[:-1]):
         set_prediction_start(model, edge, site, texts)
     fits = {}
@@ -69,7 +74,9 @@ def solve_chain(
         speaks, *keeps = read_bridge(model, edge, site, asked, speak, *still)
         keeps += read_bridge(model, edge, site, kept, "all")
         gate: Any = model.bridge(edge, site).gate
-        fits[f"{edge.key}.{site}"] = fit_gate(gate, speaks, _joined(keeps), penalty, 1.0, quiet)
+        fits[f"{edge.key}.{site}"] = fit_gate(
+            gate, speaks, thinned(_joined(keeps)), penalty, 1.0, quiet
+        )
     return fits
 
 
@@ -78,6 +85,8 @@ def _path(model: CoupledForCausalLM) -> list[Edge]:
     into = {edge.target: edge for edge in model.edges}
     found: list[Edge] = []
     end = ANCHOR
+    if model.tokenizer is None:
+        raise TrainingError("solve_chain reads text and needs the anchor's tokenizer")
     while end in into and len(found) < len(model.edges):
         found.insert(0, into[end])
         end = into[end].source
@@ -91,14 +100,27 @@ def _path(model: CoupledForCausalLM) -> list[Edge]:
         )
     for site, edge in enumerate(found):
         bridge: Any = model.bridge(edge, site)
-        if not isinstance(bridge.gate, TokenGate):
-            raise TrainingError("solve_chain sets token gates: couple with gate='token'")
+        if not isinstance(bridge.gate, TokenGate) or not bridge.gate.floor:
+            raise TrainingError(
+                "solve_chain sets token gates that can be shut: couple with gate='token' and a gate_floor"
+            )
         if (bridge.reading is None) != (edge.target == ANCHOR):
             raise TrainingError(
                 "in a chain all bridges but those into the anchor read predictions: couple with "
                 "edge_bridges={(source, target): BridgeConfig(reads='prediction', ...)} for these alone"
             )
     return found
+
+
+@torch.no_grad()
+def _shut(model: CoupledForCausalLM, edges: Sequence[Edge]) -> None:
+    """Shuts the gates of the chain, all of them: what each reads is then as it is without the links behind it."""
+    for edge in edges:
+        for site in range(len(model.sites)):
+            gate: Any = model.bridge(edge, site).gate
+            for weight in gate.reads.values():
+                weight.zero_()
+            gate.value.fill_(math.log(gate.floor / (1 - gate.floor)) - SHUT)
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -361,7 +361,7 @@ def _identity(
     return {
         "base": str(base),
         "adapter": None if adapter is None else weights_hash(adapter),
-        "examples": told.hexdigest()[:16],
+        "data": {"data": told.hexdigest()[:16]},
         "config": settings,
     }
 
@@ -374,9 +374,13 @@ def _begin(unfinished: Path, identity: dict[str, Any], *, resume: bool) -> str |
         (unfinished / RUN).write_text(json.dumps(identity), encoding="utf-8")
         return None
     found = get_last_checkpoint(str(unfinished)) if unfinished.is_dir() else None
-    if found is None or not (unfinished / RUN).is_file():
+    if found is None:
         raise TrainingError(
             f"nothing to resume: {unfinished} has no checkpoint; train with save_steps and without resume"
+        )
+    if not (unfinished / RUN).is_file():
+        raise TrainingError(
+            f"cannot resume {unfinished}: it does not say what it was of; start anew without resume"
         )
     before = json.loads((unfinished / RUN).read_text(encoding="utf-8"))
     if other := difference(before, json.loads(json.dumps(identity))):
