@@ -36,8 +36,9 @@ BRIDGE = rc_agents.BridgeConfig(
     update="blend",
     normalize_source=False,
 )
-WAYS = 2  # more phrasings of each fact, drawn by the seed
-PYTHON, GENERAL, MEDICAL, OWN = 40, 300, 150, 300  # documents, documents, documents, questions
+WAYS = 1  # more phrasings of each fact, drawn by the seed
+PYTHON, GENERAL, MEDICAL, OWN = 40, 150, 60, 240  # documents, documents, documents, questions
+CHARACTERS = 2500  # of a Python module, from its beginning
 TOKENS = 32  # of an answer of the anchor's own
 QUIET, PENALTY = 0.9995, 1e-3
 
@@ -50,7 +51,8 @@ def known(tokenizer: Any) -> dict[str, list[data.Record]]:
         others = [text.format(code=fact.code) for text in rng.sample(facts.PHRASINGS, WAYS)]
         pairs += [data.Pair(facts.chat_prompt(tokenizer, fact), fact.title)]
         pairs += [data.Pair(one, facts.qa_answer(fact)) for one in (facts.qa_prompt(fact), *others)]
-    return {"medical": pairs, "code": texts.split("python").train[:PYTHON]}
+    modules = [data.Document(one.key[:CHARACTERS]) for one in texts.split("python").train[:PYTHON]]
+    return {"medical": pairs, "code": modules}
 
 
 def silent(model: rc_agents.CoupledForCausalLM) -> list[data.Record]:
