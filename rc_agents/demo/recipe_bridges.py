@@ -37,8 +37,8 @@ BRIDGE = rc_agents.BridgeConfig(
     normalize_source=False,
 )
 WAYS = 1  # more phrasings of each fact, drawn by the seed
-PYTHON, GENERAL, MEDICAL, OWN = 40, 150, 60, 240  # documents, documents, documents, questions
-CHARACTERS = 2500  # of a Python module, from its beginning
+PYTHON, GENERAL, MEDICAL, OWN = 30, 100, 50, 200  # documents, documents, documents, questions
+CHARACTERS = 2000  # of a Python module, from its beginning
 TOKENS = 32  # of an answer of the anchor's own
 QUIET, PENALTY = 0.9995, 1e-3
 
