@@ -193,13 +193,9 @@ HOPS = Recipe(
     edge_bridges={"towns->words": replace(_BLEND, reads="prediction")},
     scale=1.0,
     start_documents=300,
-    gates=1e-4,
+    gates=1e-3,
     quiet=0.9995,
     solved=True,
-    ways=2,
-    varied=4,
-    retained_documents=40,
-    retained_questions=150,
 )
 OTHER_FAMILY = Recipe(
     bridge=_SHUTTING_ZERO,
