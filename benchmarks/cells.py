@@ -70,6 +70,8 @@ class Cell:
             "adapters": {} if alone else bench.adapters,
             "device": torch.device(bench.device or "cpu").type,
         }
+        if self.method not in UNTRAINED:
+            about |= bench.phrasings
         text = json.dumps(about, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

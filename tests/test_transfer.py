@@ -187,6 +187,7 @@ def test_bridges_see_each_fact_in_as_many_phrasings_as_the_recipe_says(tmp_path)
         bench = Bench(replace(setting, recipe=recipe), 1, tmp_path)
         pairs = bench.pairs()
         facts_of = {fact for world in bench.worlds for fact in world.split(1).bridge}
+        assert bool(bench.phrasings) == bool(varied)
         count = sum(pair.group == "varied" for pair in pairs)
         assert len(pairs) == 2 * len(facts_of) + count
         assert 0.95 * varied * len(facts_of) <= count <= varied * len(facts_of)

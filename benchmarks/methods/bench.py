@@ -101,8 +101,16 @@ class Bench:
             "adapters": self.adapters,
             "device": torch.device(self.device or "cpu").type,
         }
-        text = json.dumps(about, sort_keys=True, default=str)
+        text = json.dumps(about | self.phrasings, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def phrasings(self) -> dict[str, str]:
+        """Hash of the phrasings that bridges are trained in beside the worlds' own; nothing where there are none."""
+        if not self.recipe.varied:
+            return {}
+        text = json.dumps([phrasings(world.asks_for) for world in self.worlds])
+        return {"phrasings": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
     @cached_property
     def adapters(self) -> dict[str, str]:
@@ -140,8 +148,6 @@ class Bench:
         ]
         about += [one.strangers for one in self.exams]
         about += [asdict(world) for world in self.worlds]
-        if self.recipe.varied:
-            about += [phrasings(world.asks_for) for world in self.worlds]
         sizes = self.setting.sizes
         about += [questions(sizes.questions), documents("test", sizes.documents)]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
