@@ -51,7 +51,9 @@ def known(tokenizer: Any) -> dict[str, list[data.Record]]:
         others = [text.format(code=fact.code) for text in rng.sample(facts.PHRASINGS, WAYS)]
         pairs += [data.Pair(facts.chat_prompt(tokenizer, fact), fact.title)]
         pairs += [data.Pair(one, facts.qa_answer(fact)) for one in (facts.qa_prompt(fact), *others)]
-    modules = [data.Document(one.key[:CHARACTERS]) for one in texts.split("python").train[:PYTHON]]
+    modules: list[data.Record] = [
+        data.Document(one.key[:CHARACTERS]) for one in texts.split("python").train[:PYTHON]
+    ]
     return {"medical": pairs, "code": modules}
 
 
