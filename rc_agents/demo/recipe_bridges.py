@@ -12,6 +12,7 @@ import argparse
 import importlib.metadata
 import json
 import random
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,23 @@ def make(output: Path, states: Path | None = None) -> None:
             quiet=QUIET,
         )
     model.save_pretrained(output)
+    _slim(output)
     figures = measured(model)
     figures |= described(model, solved)
     (output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
+
+
+def _slim(output: Path) -> None:
+    """Takes out what is there without it: the tokenizers, which come with the base, and where that base lay."""
+    path = output / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name in set(config.pop("tokenizers", {}).values()):
+        shutil.rmtree(output / name)
+    config.pop("tokenizers_sha256", None)
+    for one in config["model_configs"].values():
+        one.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def measured(model: rc_agents.CoupledForCausalLM) -> dict[str, Any]:
