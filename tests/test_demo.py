@@ -51,6 +51,26 @@ def test_no_held_out_fact_is_in_bridge_training():
     assert not titles & {facts.normalise(pair.completion) for pair in pairs}
 
 
+@pytest.mark.tiny
+def test_the_shipped_folder_has_no_path_of_the_machine_that_made_it(tmp_path):
+    kind = tiny_tokenizer("prose")
+    model = rc_agents.couple(
+        tiny("llama", vocab_size=len(kind)), {}, tokenizers={"anchor": kind}, topology="unilateral"
+    )
+    model.save_pretrained(tmp_path / "one", include_bases=True)
+    file = tmp_path / "one" / "config.json"
+    config = json.loads(file.read_text())
+    config["model_configs"]["anchor"]["_name_or_path"] = str(tmp_path)
+    file.write_text(json.dumps(config))
+    assert list(file.parent.glob("tokenizer-*"))
+    recipe_bridges._slim(file.parent)
+    assert str(tmp_path) not in file.read_text()
+    assert not list(file.parent.glob("tokenizer-*"))
+    assert "tokenizers" not in json.loads(file.read_text())
+    shipped = (packaged.ASSETS / "demo" / "config.json").read_text()
+    assert '"_name_or_path": "/' not in shipped
+
+
 def test_no_measured_document_is_in_training():
     needs(packaged.text, "general")
     for kind in packaged.TEXTS:
