@@ -10,6 +10,7 @@ from rc_agents.benchmarks.specialists import SMOLLM2
 
 from rc_agents import BridgeConfig
 from rc_agents.training.bridges import TrainConfig
+from rc_agents.training.solve import BLEND
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,18 +167,10 @@ class Setting:
     dtype: str = "float32"
 
 
-_BLEND = BridgeConfig(
-    gate="token",
-    gate_init=-4.0,
-    gate_floor=0.05,
-    start="identity",
-    update="blend",
-    normalize_source=False,
-)
 _SHUTTING = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="identity")
 _SHUTTING_ZERO = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="zero")
 ANY = Recipe(bridge=_SHUTTING, gates=1e-3, quiet=0.9995, solved=True)
-BLENDED = replace(ANY, bridge=_BLEND, scale=1.0)
+BLENDED = replace(ANY, bridge=BLEND, scale=1.0)
 EARLY = replace(
     BLENDED,
     sites=(20,),
@@ -189,8 +182,8 @@ EARLY = replace(
 # The second specialist goes on from the first one's words as if it had read them, the anchor from its last states.
 HOPS = Recipe(
     sites=({"anchor": 1, "towns": 30, "words": 1}, {"anchor": 30, "towns": 30, "words": 30}),
-    bridge=_BLEND,
-    edge_bridges={"towns->words": replace(_BLEND, reads="prediction")},
+    bridge=BLEND,
+    edge_bridges={"towns->words": replace(BLEND, reads="prediction")},
     scale=1.0,
     start_documents=300,
     gates=1e-3,

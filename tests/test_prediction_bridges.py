@@ -18,6 +18,7 @@ from rc_agents.training.data import Document, Pair
 from rc_agents.training.gate_start import Part, read_bridge
 from rc_agents.training.prediction_start import set_prediction_start
 from rc_agents.training.replay import ReplayPass
+from rc_agents.training.solve import BLEND
 from rc_agents.training.solve_chain import solve_chain
 from rc_agents.training.warm_start import gather, set_start
 from tests.ensembles import GREEDY, prompts
@@ -289,12 +290,8 @@ def test_the_map_of_a_prediction_is_the_least_squares_one():
 
 
 def test_a_chain_is_solved_in_the_order_in_which_it_speaks(monkeypatch):
-    shut = BridgeConfig(
-        gate="token", gate_init=-4.0, gate_floor=0.05, start="identity", update="blend",
-        normalize_source=False,
-    )  # fmt: skip
-    form = {("first", "second"): replace(shut, reads="prediction")}
-    model = read_chain(bridge=shut, edge_bridges=form)
+    form = {("first", "second"): replace(BLEND, reads="prediction")}
+    model = read_chain(bridge=BLEND, edge_bridges=form)
     lines = PROSE.splitlines()
     monkeypatch.setattr(hops, "documents", lambda part, count: lines[:count])
     bench = SimpleNamespace(

@@ -24,19 +24,11 @@ from rc_agents import packaged
 from rc_agents.demo import facts, measure, texts
 from rc_agents.provenance import provenance
 from rc_agents.training import data
-from rc_agents.training.solve import Solved, own_answers, solve_bridges
+from rc_agents.training.solve import BLEND, Solved, own_answers, solve_bridges
 
 BASE = "package:smollm2-135m"
 SPECIALISTS = {"medical": "package:medical-coding", "code": "package:python"}
 SEED = 0
-BRIDGE = rc_agents.BridgeConfig(
-    gate="token",
-    gate_init=-4.0,
-    gate_floor=0.05,
-    start="identity",
-    update="blend",
-    normalize_source=False,
-)
 WAYS = 1  # more phrasings of each fact, drawn by the seed
 PYTHON, GENERAL, MEDICAL, OWN = 30, 100, 50, 200  # documents, documents, documents, questions
 CHARACTERS = 2000  # of a Python module, from its beginning
@@ -85,7 +77,7 @@ def build(medical: str | None = None, code: str | None = None) -> rc_agents.Coup
         name: rc_agents.ModelRef(base=BASE, adapter=adapter) for name, adapter in adapters.items()
     }
     return rc_agents.couple(
-        BASE, specialists, topology="unilateral", bridge=BRIDGE, sites=1, dtype="float32"
+        BASE, specialists, topology="unilateral", bridge=BLEND, sites=1, dtype="float32"
     )
 
 

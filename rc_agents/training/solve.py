@@ -31,6 +31,15 @@ from rc_agents.training.warm_start import gather
 
 BRIDGE = BridgeConfig(gate="token", gate_init=-2.0, gate_floor=0.05, start="zero")
 """The form of bridge that `solve_bridges` is made for."""
+BLEND = BridgeConfig(
+    gate="token",
+    gate_init=-4.0,
+    gate_floor=0.05,
+    start="identity",
+    update="blend",
+    normalize_source=False,
+)
+"""The form between models of one base: an open gate goes on as the specialist would, a shut one is the anchor."""
 LOUD = {
     "identity": 4.0,
     "vocabulary": 8.0,
