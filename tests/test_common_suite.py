@@ -1,13 +1,16 @@
 """What holds for every architecture, topology and bridge."""
 
+import math
 from itertools import product
 
 import pytest
 import torch
 
+import rc_agents
 from rc_agents import BridgeConfig, Edge, Topology
 from rc_agents.bridges import Bridge
 from rc_agents.execution import SCHEDULES
+from rc_agents.execution.exchange import Exchange
 from tests.ensembles import (
     GREEDY,
     ensemble,
@@ -266,6 +269,28 @@ def test_a_blend_puts_the_source_in_the_targets_place(gate, normalised):
     lm = model.models["anchor"]
     expected = lm.lm_head(lm.model.norm((1 - value) * own + value * heard))
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_of_two_open_blends_the_one_added_last_has_the_last_word():
+    form = BridgeConfig(gate="scalar", update="blend", start="identity", normalize_source=False)
+    sources = {"one": tiny("llama", seed=1), "two": tiny("llama", seed=2)}
+    settings = {"topology": "unilateral", "sites": 1, "alignment": "shared"}
+    model = rc_agents.couple(tiny("llama"), sources, bridge=form, **settings)
+    shares = {"one": 0.75, "two": 0.5}
+    with torch.no_grad():
+        for name, share in shares.items():
+            model.bridge((name, "anchor"), 0).gate.value.fill_(math.log(share / (1 - share)))
+    h = torch.randn(1, 3, model.config.hidden_size, dtype=torch.float64)
+    states = {"anchor": h} | {name: torch.randn_like(h) for name in sources}
+    exchange = Exchange(model.edges, model.bridge)
+    found = exchange(0, states)["anchor"]
+    expected = h
+    for name, share in shares.items():
+        expected = (1 - share) * expected + share * states[name]
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        model.bridge(("two", "anchor"), 0).gate.value.fill_(40.0)  # sigmoid is 1
+    torch.testing.assert_close(exchange(0, states)["anchor"], states["two"])
 
 
 def test_a_blend_leaves_its_target_where_its_source_has_said_nothing():

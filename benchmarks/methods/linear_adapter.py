@@ -99,6 +99,7 @@ def attach(model: Any, bridges: Mapping[int, nn.ModuleList]) -> None:
 
 
 def _updated(h: Tensor, bridges: nn.ModuleList) -> Tensor:
-    for update in [bridge(h, h) for bridge in bridges]:
-        h = h + update
-    return h
+    heard = h
+    for bridge in bridges:
+        heard = heard + bridge(h, h, heard)
+    return heard

@@ -48,12 +48,15 @@ class Bridge(nn.Module):
         self.map = MAPS[config.kind](config, self.read_width, target_width)
         self.gate = GATES[config.gate](config, source_width, target_width)
 
-    def forward(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor:
+    def forward(
+        self, source_BTD: Tensor, target_BTD: Tensor, heard_BTD: Tensor | None = None
+    ) -> Tensor:
         """Returns the update for the target.
 
         Args:
             source_BTD: the source's states at the positions the targets read, (B, T, source_width).
-            target_BTD: the target's states, (B, T, target_width).
+            target_BTD: the target's states, (B, T, target_width), before it heard anybody at this site.
+            heard_BTD: the same as earlier edges have left them, which a blend replaces; by default nobody spoke.
 
         Returns:
             (B, T, target_width), in the target's dtype and on its device.
@@ -66,7 +69,8 @@ class Bridge(nn.Module):
         scale = rms(target) / (rms(source) + EPS) if self.normalize_source else 1.0
         update = self.map(source) * (scale * gate)
         if self.blends:
-            update = update - target * gate
+            heard = target if heard_BTD is None else heard_BTD.to(work)
+            update = update - heard * gate
         if self.blends or self.reading is not None:
             update = update * source_BTD.any(
                 -1, keepdim=True

@@ -1,6 +1,7 @@
 """What happens when the models meet: gather what each edge reads, then write all targets at once.
 
-h_i <- h_i + sum_j s_ij gate_ij W_ij n(h_j); every source is read before any target is written (simultaneous).
+h_i <- h_i + sum_j s_ij gate_ij W_ij n(h_j); every source, and by the gates every target, is read before any target is
+written (simultaneous). Of several blends into one target the later edge, in order of addition, has the last word.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Exchange:
             if edge.target != name or edge.source not in states | shown:
                 continue
             try:
-                update = self.bridge(edge, site)(self._source(edge, states, shown, target), target)
+                source = self._source(edge, states, shown, target)
+                update = self.bridge(edge, site)(source, target, updated)
             except Exception as error:
                 raise ModelRunError(
                     f"bridge {edge.source!r} -> {edge.target!r} failed at site {site}: {type(error).__name__}: {error}"

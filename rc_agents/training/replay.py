@@ -121,7 +121,7 @@ class ReplayPass:
         updated = target_BTD
         for edge in self.model.edges:
             read = self._reads[f"{edge.source}.{site}"]
-            updated = updated + self.model.bridge(edge, site)(read, target_BTD)
+            updated = updated + self.model.bridge(edge, site)(read, target_BTD, updated)
         return updated
 
     def _hook(self, site: int) -> Any:
