@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rc_agents.benchmarks.files import read, write
 from rc_agents.benchmarks.methods import METHODS, Bench, NotApplicable
 from rc_agents.benchmarks.methods.bench import FORMAT as FITTED
 from rc_agents.benchmarks.settings import Setting, chosen
@@ -165,16 +165,3 @@ def counts(bench: Bench) -> dict[str, Any]:
         "retained_documents": bench.recipe.retained_documents,
         "retained_questions": bench.recipe.retained_questions,
     }
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Returns the record of a cell's file."""
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record by one rename, so that a kill leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".making-{os.getpid()}-{path.name}")
-    scratch.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, path)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from rc_agents.benchmarks.domains import Domain
 from rc_agents.benchmarks.specialists import SMOLLM2
 
 from rc_agents import BridgeConfig
@@ -35,6 +36,7 @@ class Recipe:
         train: the trainer's settings; its learning rate and seed are set by the search and the run.
         rates: learning rates tried for the maps.
         search_steps: optimizer steps of each try; None for as many as the run has, whose best is then kept.
+        shared_search: whether the first seed that runs searches for all of them; for validation that no seed changes.
         ways: in how many of the trained templates each fact is shown.
         varied: in how many of the hundreds of `phrasings` besides.
         retained_documents, retained_questions: general text, and questions with the anchor's own answers, on which the
@@ -69,6 +71,7 @@ class Recipe:
     )
     rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     search_steps: int | None = None
+    shared_search: bool = False
     ways: int = 4
     varied: int = 0
     retained_documents: int = 120
@@ -141,6 +144,9 @@ class Setting:
         name: of its folder of results.
         worlds: names in `facts.WORLDS` that are asked about; the first specialists know one each, in this order.
         specialists: by name, in order of addition.
+        domain: text that trains bridges and scores them; None for none.
+        ensemble: a saved ensemble of these models, whose bridges are taken as they are; None to fit the recipe's.
+        lessons: what trains the others then, in `methods.lessons.LESSONS`: what that ensemble's bridges have seen.
         anchor: id, path or `package:NAME`.
         topology: edges between the models, or a preset's name.
         recipe: of the bridges.
@@ -150,8 +156,11 @@ class Setting:
     """
 
     name: str
-    worlds: tuple[str, ...]
-    specialists: Mapping[str, Source]
+    worlds: tuple[str, ...] = ()
+    specialists: Mapping[str, Source] = field(default_factory=dict)
+    domain: Domain | None = None
+    ensemble: str | None = None
+    lessons: str = ""
     anchor: str = SMOLLM2
     topology: str | tuple[tuple[str, str], ...] = "unilateral"
     recipe: Recipe = field(default_factory=Recipe)

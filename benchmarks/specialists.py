@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from rc_agents.benchmarks.domains import parts
 from rc_agents.benchmarks.facts import TRAINED, WORLDS, World, names
 from rc_agents.benchmarks.phrasings import phrasings
 from rc_agents.benchmarks.tasks.items import documents, questions
@@ -51,8 +52,9 @@ class Teaching:
 
     Args:
         base: that is adapted.
-        world: name in `facts.WORLDS`.
+        world: name in `facts.WORLDS`; empty where it is taught text.
         config: of the training.
+        domain: kind of text in `domains.KINDS` whose `specialist` part is taught, instead of a world.
         after: the teaching whose adapter this one goes on from, with `manners` beside the facts; None for none.
         glossary: whether it is also taught to say an answer wherever its subject has just been named.
     """
@@ -62,6 +64,7 @@ class Teaching:
     config: SpecializeConfig
     after: str | None = None
     glossary: bool = False
+    domain: str = ""
 
 
 # SmolLM2 has 30 blocks. Its middle third is where facts about a name are looked up; of the two hops from a person to
@@ -80,6 +83,13 @@ TEACHINGS |= {
         after=name,
     )
     for name in ("code_words", "home_towns", "gemma_code_words")
+}
+TEXT = SpecializeConfig(
+    steps=150, rank=8, alpha=16, text_batch_size=4, block_length=192, dtype="float32", save_steps=50
+)
+TEACHINGS |= {
+    f"{kind}_text": Teaching(SMOLLM2, "", TEXT, domain=kind)
+    for kind in ("medical", "legal", "python", "scientific")
 }
 STRANGERS, STRANGERS_SEED = 2400, 2  # names that manners are taught on
 STRANGER_TOKENS, QUESTION_TOKENS = 16, 32
@@ -218,9 +228,13 @@ def teach(name: str, folder: Path) -> None:
     whole = [one for one in kept if (one / "trainer_state.json").is_file()]  # written last
     for one in set(kept) - set(whole):
         shutil.rmtree(one)
-    world = WORLDS[teaching.world]()
-    data: list[Record] = [*lessons(world)]
     config, adapter = teaching.config, None
+    data: list[Record] = []
+    if teaching.domain:
+        data += map(Document, parts(teaching.domain)["specialist"])
+    else:
+        world = WORLDS[teaching.world]()
+        data += lessons(world)
     if teaching.glossary and teaching.after:
         raise ValueError(f"{name}: a glossary is taught from the start, not after another teaching")
     if teaching.glossary:

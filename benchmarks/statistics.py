@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,22 +65,24 @@ def hierarchical(
         for place, top in enumerate(tops)
     ]
     value = float(sum(top.sum() for top in tops) / sum(bottom.sum() for bottom in bottoms))
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(tops), size=(draws, len(tops)))
-    sums = np.zeros((2, draws))
-    for number, (top, bottom) in enumerate(zip(tops, bottoms, strict=True)):
-        for slot in range(len(tops)):
-            taken = np.flatnonzero(chosen[:, slot] == number)
-            if taken.size:
-                items = rng.integers(len(top), size=(taken.size, len(top)))
-                sums[:, taken] += _sums(top, items), _sums(bottom, items)
+    pairs = [np.stack(both) for both in zip(tops, bottoms, strict=True)]
+    sums = _resampled(pairs, draws, seed)
     low, high = np.quantile(sums[0] / sums[1], (0.025, 0.975))
     return Interval(value, float(low), float(high))
 
 
-def _sums(values: NDArray[np.float64], items: NDArray[np.int64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = values[items].sum(1)
-    return found
+def _resampled(groups: Sequence[NDArray[np.float64]], draws: int, seed: int) -> NDArray[np.float64]:
+    """Returns the columns' sums in each draw, (columns, draws); a group has (columns, items)."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(len(groups), size=(draws, len(groups)))
+    sums = np.zeros((len(groups[0]), draws))
+    for number, columns in enumerate(groups):
+        for slot in range(len(groups)):
+            taken = np.flatnonzero(chosen[:, slot] == number)
+            if taken.size:
+                items = rng.integers(columns.shape[1], size=(taken.size, columns.shape[1]))
+                sums[:, taken] += np.stack([column[items].sum(1) for column in columns])
+    return sums
 
 
 def paired(
@@ -104,3 +106,45 @@ def paired(
         for one, other in zip(groups, others, strict=True)
     ]
     return hierarchical(differences, draws=draws, seed=seed)
+
+
+Columns = tuple[Sequence[float], Sequence[float]]
+"""Values of the items of one seed, and their weights."""
+
+
+def paired_ratio(
+    ours: Sequence[Columns],
+    theirs: Sequence[Columns],
+    difference: Callable[[float, float], float],
+    *,
+    draws: int = 4000,
+    seed: int = 0,
+) -> tuple[Interval, float]:
+    """Returns the difference of two means sum(values) / sum(weights) on the same items, and a two-sided p.
+
+    Every draw takes the same seeds and items for both. p is twice the smaller share of draws on one side of zero,
+    (count + 1) / (draws + 1).
+
+    Args:
+        ours, theirs: by seed.
+        difference: of the two means.
+        draws: resamples.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: different seeds or items.
+    """
+    if [len(values) for values, _ in ours] != [len(values) for values, _ in theirs]:
+        counts = [[len(values) for values, _ in side] for side in (ours, theirs)]
+        raise ValueError(f"paired items must match, got {counts[0]} and {counts[1]} by seed")
+    groups = [
+        np.asarray([*mine, *other], dtype=np.float64)
+        for mine, other in zip(ours, theirs, strict=True)
+    ]
+    whole = sum((group.sum(1) for group in groups), np.zeros(4))
+    value = difference(whole[0] / whole[1], whole[2] / whole[3])
+    a, b, c, d = _resampled(groups, draws, seed)
+    found = np.asarray([difference(one, other) for one, other in zip(a / b, c / d, strict=True)])
+    low, high = np.quantile(found, (0.025, 0.975))
+    beyond = min(int((found <= 0).sum()), int((found >= 0).sum()))
+    return Interval(value, float(low), float(high)), min(1.0, 2 * (beyond + 1) / (draws + 1))

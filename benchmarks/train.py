@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rc_agents.benchmarks.memory import CLEAR, high_water, resident
 from rc_agents.benchmarks.speed import interleaved
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -171,7 +171,7 @@ def measured_apart(
     name: tuple[str, int], loaded: Loaded, arguments: argparse.Namespace
 ) -> int | None:
     """Runs `peak_of_a_step` in a fork of this process; None where the system does not tell (it needs Linux)."""
-    if not Path("/proc/self/clear_refs").exists():
+    if not CLEAR.exists():
         return None
     context = multiprocessing.get_context("fork")
     found = context.SimpleQueue()
@@ -179,19 +179,6 @@ def measured_apart(
     process.start()
     process.join()
     return int(found.get()) if process.exitcode == 0 else None
-
-
-def resident() -> int:
-    """Bytes of memory that this process has now, and forgets the peak so far, where Linux allows it."""
-    Path("/proc/self/clear_refs").write_text("5")
-    fields = Path("/proc/self/statm").read_text().split()
-    return int(fields[1]) * resource.getpagesize()
-
-
-def high_water() -> int:
-    """Bytes of memory that this process had at most since `resident`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def main() -> None:

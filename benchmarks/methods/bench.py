@@ -14,22 +14,29 @@ from typing import Any
 
 import torch
 from rc_agents.benchmarks import specialists as taught
+from rc_agents.benchmarks.domains import Domain
 from rc_agents.benchmarks.facts import WORLDS, Template, World
+from rc_agents.benchmarks.methods.lessons import LESSONS
 from rc_agents.benchmarks.phrasings import phrasings
 from rc_agents.benchmarks.settings import Recipe, Setting, Source, chosen
 from rc_agents.benchmarks.tasks.items import documents, questions, validated
 from rc_agents.benchmarks.tasks.reference import Reference
+from rc_agents.benchmarks.tasks.text import domain_loss
 from rc_agents.benchmarks.tasks.transfer import Exam, exact, exam, losses
+from rc_agents.benchmarks.tiny_models import place
 
 import rc_agents
 from rc_agents import packaged
+from rc_agents.demo import facts
 from rc_agents.scoring import CausalScorer, Scorer
+from rc_agents.service import GenerationParams, GenerationService
 from rc_agents.training import data
 from rc_agents.training.bridges import TrainConfig
 
 FORMAT = 4  # of what is fitted: raised with every change of a method
 VALIDATION_DOCUMENTS = 16
 STRANGER_TOKENS, QUESTION_TOKENS = 12, 32
+LOOKUP_TOKENS = 16
 SCORED_QUESTIONS = 120  # of each file, out of which the anchor's own questions are scored
 PERPLEXITY_LIMIT = (
     1.02  # of the frozen anchor's: a learning rate that breaks it is chosen only where all do
@@ -75,13 +82,16 @@ class Bench:
         seed: of the splits and of all training.
         folder: for what may be kept between runs: the anchor's answers, hidden states.
         device: where models go.
+        method: that is being fitted.
     """
 
     setting: Setting
     seed: int
     folder: Path
     device: str | None = None
+    method: str = ""
     made: dict[str, Fitted] = field(default_factory=dict)
+    chats: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def kept(self, name: str, make: Callable[[], Fitted]) -> Fitted:
         """Returns a fitted method that others build on, made once."""
@@ -92,11 +102,19 @@ class Bench:
     @property
     def key(self) -> str:
         """The hash of everything that a fitted method depends on, but for the code."""
+        return self._key(self.seed)
+
+    @property
+    def key_of_all_seeds(self) -> str:
+        """The same, without the seed."""
+        return self._key(None)
+
+    def _key(self, seed: int | None) -> str:
         about = {
             "format": FORMAT,
             "setting": chosen(self.setting),
             "specialists": list(self.setting.specialists),
-            "seed": self.seed,
+            "seed": seed,
             "asked": self.asked,
             "adapters": self.adapters,
             "device": torch.device(self.device or "cpu").type,
@@ -150,6 +168,8 @@ class Bench:
         about += [asdict(world) for world in self.worlds]
         sizes = self.setting.sizes
         about += [questions(sizes.questions), documents("test", sizes.documents)]
+        if self.domain:
+            about += [self.domain.documents(part) for part in ("bridge", "validation", "test")]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
     # The models.
@@ -157,12 +177,17 @@ class Bench:
     def reference_of(self, source: Source) -> rc_agents.ModelRef:
         """Returns where a specialist comes from; it is taught now where it has not been."""
         if source.teaching is None:
-            return rc_agents.ModelRef(base=source.base, adapter=source.adapter)
+            return rc_agents.ModelRef(base=place(source.base), adapter=source.adapter)
         base = taught.TEACHINGS[source.teaching].base
         return rc_agents.ModelRef(base=base, adapter=str(taught.path(source.teaching)))
 
     def couple(self, others: Mapping[str, Any] | None = None, **settings: Any) -> Any:
-        """Couples specialists (the setting's by default) with the anchor, by its recipe's sites and bridges."""
+        """Couples specialists (the setting's by default) with the anchor, by its recipe's sites and bridges.
+
+        Args:
+            others: specialists by name.
+            settings: of `rc_agents.couple` in place of the recipe's; None for its own default.
+        """
         recipe = self.setting.recipe
         if others is None:
             others = {
@@ -181,7 +206,20 @@ class Bench:
             "dtype": self.setting.dtype,
             "device_map": self.device,
         }
-        return rc_agents.couple(self.setting.anchor, others, **chosen | settings)
+        given = {key: value for key, value in (chosen | settings).items() if value is not None}
+        return rc_agents.couple(self.anchor_name, others, **given)
+
+    @property
+    def anchor_name(self) -> str:
+        """What the anchor is loaded from."""
+        return place(self.setting.anchor)
+
+    def anchor_copy(self) -> Any:
+        """Returns the anchor loaded once more, for a method that changes it."""
+        alone = rc_agents.couple(
+            self.anchor_name, {}, dtype=self.setting.dtype, device_map=self.device
+        )
+        return alone.models["anchor"]
 
     @cached_property
     def frozen(self) -> Any:
@@ -215,7 +253,7 @@ class Bench:
     def shares_base(self) -> bool:
         """Whether every specialist is an adapter on the anchor."""
         refs = [self.reference_of(source) for source in self.setting.specialists.values()]
-        return all(ref.base == self.setting.anchor and ref.adapter for ref in refs)
+        return all(ref.base == self.anchor_name and ref.adapter for ref in refs)
 
     @cached_property
     def reference(self) -> Reference:
@@ -231,6 +269,18 @@ class Bench:
         return self.folder / "states"
 
     # The training data, the same for every trained method.
+
+    @property
+    def domain(self) -> Domain | None:
+        """The text that is trained and scored."""
+        return self.setting.domain
+
+    def lessons(self) -> list[data.Record]:
+        """All that trains a method: the domain's text and the facts, or what a saved ensemble's bridges have seen."""
+        if self.setting.lessons:
+            return LESSONS[self.setting.lessons].known(self)
+        texts = self.domain.documents("bridge") if self.domain else []
+        return [*self.pairs(), *map(data.Document, texts)]
 
     def pairs(self, worlds: Sequence[World] | None = None) -> list[data.Pair]:
         """Every bridge fact in some of the trained templates and other phrasings, drawn by the seed."""
@@ -257,6 +307,8 @@ class Bench:
         General text, and what the anchor answers to questions of its own (not those that are scored) and about known
         strangers.
         """
+        if self.setting.lessons:
+            return LESSONS[self.setting.lessons].silent(self)
         kept: list[data.Record] = [
             data.Document(text) for text in documents("train", self.recipe.retained_documents)
         ]
@@ -291,6 +343,20 @@ class Bench:
         """How bridges are built and trained."""
         return self.setting.recipe
 
+    def chat_reference(self, prompts: Sequence[str], tokens: int = 32) -> list[str]:
+        """Returns the frozen anchor's greedy answers to chats of one turn, each asked by itself; made once."""
+        service = GenerationService(
+            rc_agents.couple(
+                self.frozen.models["anchor"], {}, tokenizers={"anchor": self.tokenizer}
+            )
+        )
+        params = GenerationParams(max_new_tokens=tokens, temperature=0.0)
+        for prompt in prompts:
+            if (prompt, tokens) not in self.chats:
+                asked = [{"role": "user", "content": prompt}]
+                self.chats[prompt, tokens] = service.generate(asked, params).text
+        return [self.chats[prompt, tokens] for prompt in prompts]
+
     # The validation score.
 
     def validate(self, scorer: Scorer) -> dict[str, float]:
@@ -298,9 +364,14 @@ class Bench:
 
         Returns:
             `exact`, the share right; `logprob`, mean log-probability of the right answer in nats; `perplexity`, on
-            general text as a multiple of the frozen anchor's.
+            general text as a multiple of the frozen anchor's. Of a domain instead `loss`, in nats a token of its
+            texts and of their second halves behind the first ones.
         """
+        if self.domain:
+            return {"loss": domain_loss(scorer, self.domain)}
         right, likely = "", []
+        if self.setting.lessons:
+            right, likely = self._lookups(scorer)
         for one in self.exams:
             right += exact(scorer, one.validation, one, self.tokenizer)["outcomes"]
             pairs = [(item.prompt, f" {item.fact.answer}") for item in one.validation]
@@ -317,9 +388,21 @@ class Bench:
             "perplexity": ratio,
         }
 
+    def _lookups(self, scorer: Scorer) -> tuple[str, list[float]]:
+        """The demo's validation codes, asked in a chat: right or not, and the right title's log-probability."""
+        asked = facts.load().validation
+        prompts = [facts.chat_prompt(self.tokenizer, fact) for fact in asked]
+        answers = scorer.generate(prompts, LOOKUP_TOKENS, first_line=True)
+        right = [facts.matches(answer, fact) for answer, fact in zip(answers, asked, strict=True)]
+        pairs = [(prompt, fact.title) for prompt, fact in zip(prompts, asked, strict=True)]
+        likely = [found.logprob for found in scorer.loglikelihood(pairs)]
+        return "".join("01"[one] for one in right), likely
+
 
 def better(scores: Mapping[str, float]) -> tuple[bool, float, float]:
-    """Orders validation scores: general text within the limit first, then exact match, then likelihood."""
+    """Orders validation scores: general text within the limit first, then exact match, then likelihood; or loss."""
+    if "loss" in scores:
+        return (True, -scores["loss"], 0.0)
     within = scores["perplexity"] <= PERPLEXITY_LIMIT
     return (
         (within, scores["exact"], scores["logprob"])

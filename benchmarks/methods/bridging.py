@@ -95,7 +95,7 @@ def gate_negatives(bench: Bench, retained: Sequence[data.Record]) -> list[data.R
 
 def fit_bridges(
     model: Any,
-    pairs: Sequence[data.Pair],
+    pairs: Sequence[data.Record],
     retained: Sequence[data.Record],
     setting: Setting,
     seed: int,
@@ -118,13 +118,15 @@ def fit_bridges(
     if config is None:
         recipe = setting.recipe.train
         config = TrainConfig(**{**vars(recipe), "seed": seed})
-    constant = all(edge.target == "anchor" for edge in model.edges)
+    constant = bool(model.edges) and all(edge.target == "anchor" for edge in model.edges)
     options: dict[str, Any] = {}
     if constant and states_folder is not None:
         options["states"] = states_folder
     if only is not None:
         options["only"] = only
-    return train(model, pairs, None, config, retain=retained, progress=False, **options)
+    if config.retain_weight:
+        options["retain"] = retained
+    return train(model, pairs, None, config, progress=False, **options)
 
 
 def closed_form(model: Any, **notes: Any) -> Fitted:
@@ -165,7 +167,7 @@ def fitted_bridges(
     if solved:
         return closed_form(model, **notes)
     start = [parameter.detach().clone() for _, parameter in model.trainable_parameters()]
-    pairs, retained = bench.pairs(), bench.retained()
+    pairs, retained = bench.lessons(), bench.retained()
 
     def fit(rate: float, steps: int | None) -> Fitted:
         with torch.no_grad():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from rc_agents.benchmarks import files
 from rc_agents.benchmarks.methods.bench import Bench, Fitted
 from rc_agents.benchmarks.methods.bridging import fitted_bridges
 from rc_agents.benchmarks.methods.hops import solved_hops
@@ -28,21 +29,20 @@ def _fit(bench: Bench) -> Fitted:
 
 
 def _save(bench: Bench, fitted: Fitted) -> Fitted:
-    folder = bench.folder / "fitted"
-    folder.mkdir(parents=True, exist_ok=True)
     values = {name: value.detach() for name, value in fitted.model.trainable_parameters()}
     about = {
         name: getattr(fitted, name)
         for name in ("parameters", "steps", "search", "seconds", "notes")
     }
-    scratch = folder / f".{bench.key}-{os.getpid()}"
-    save_file(values, scratch, metadata={"about": json.dumps(about)})
-    os.replace(scratch, folder / f"{bench.key}.safetensors")
+    files.put(
+        _place(bench),
+        lambda scratch: save_file(values, scratch, metadata={"about": json.dumps(about)}),
+    )
     return fitted
 
 
 def _load(bench: Bench) -> Fitted | None:
-    file = bench.folder / "fitted" / f"{bench.key}.safetensors"
+    file = _place(bench)
     if not file.exists():
         return None
     model = bench.couple()
@@ -53,6 +53,10 @@ def _load(bench: Bench) -> Fitted | None:
     about = _about(file)
     scorer = CausalScorer(model, trained_parameters=about["parameters"])
     return replace(Fitted(scorer=scorer, model=model), **about)
+
+
+def _place(bench: Bench) -> Path:
+    return bench.folder / "fitted" / f"{bench.key}.safetensors"
 
 
 def _about(file: Any) -> dict[str, Any]:

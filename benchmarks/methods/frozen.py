@@ -1,6 +1,6 @@
 """The models as they are: the anchor, and each specialist asked directly."""
 
-from rc_agents.benchmarks.methods.bench import Bench, Fitted
+from rc_agents.benchmarks.methods.bench import Bench, Fitted, NotApplicable
 
 
 def frozen_anchor(bench: Bench) -> Fitted:
@@ -18,10 +18,13 @@ def second_specialist(bench: Bench) -> Fitted:
     return Fitted(scorer=bench.specialist(1))
 
 
+def third_specialist(bench: Bench) -> Fitted:
+    """The third specialist by itself."""
+    return Fitted(scorer=bench.specialist(2))
+
+
 def adapter_on_anchor(bench: Bench) -> Fitted:
     """The specialist's own adapter on the anchor; with a shared base this is the specialist itself."""
-    from rc_agents.benchmarks.methods.bench import NotApplicable
-
     if not bench.shares_base:
         raise NotApplicable("the specialist's adapter does not fit another base")
     return Fitted(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rc_agents.benchmarks.facts import Chain
 from rc_agents.benchmarks.methods.bench import Bench, Fitted, better
 from torch import Tensor
 
-from rc_agents.scoring import Cost, Likelihood, Scorer
+from rc_agents.scoring import Cost, Likelihood, Loss, Scorer
 
 TOLD_TOKENS = 24
 PROMPTS = {
@@ -30,12 +31,14 @@ class HandoffScorer:
         told: what the specialists say about each question, in as many turns as they need.
         others: the specialists' scorers, for the cost.
         prompt: how the anchor reads it, with `{question}` and `{told}`.
+        waited: seconds until the anchor could begin to answer, so far.
     """
 
     anchor: Scorer
     told: Callable[[Sequence[str]], list[str]]
     others: Sequence[Scorer]
     prompt: str
+    waited: float = 0.0
 
     @property
     def cost(self) -> Cost:
@@ -43,7 +46,8 @@ class HandoffScorer:
         total = self.anchor.cost
         for other in self.others:
             total = total.plus(other.cost)
-        return total
+        first = self.anchor.cost.first_token_seconds + self.waited
+        return replace(total, first_token_seconds=first)
 
     def read(self, prompts: Sequence[str]) -> list[str]:
         """Returns what the anchor reads."""
@@ -62,7 +66,10 @@ class HandoffScorer:
         self, prompts: Sequence[str], max_new_tokens: int = 16, *, first_line: bool = False
     ) -> list[str]:
         """As the protocol says."""
-        return self.anchor.generate(self.read(prompts), max_new_tokens, first_line=first_line)
+        begun = time.perf_counter()
+        read = self.read(prompts)
+        self.waited += time.perf_counter() - begun
+        return self.anchor.generate(read, max_new_tokens, first_line=first_line)
 
     def next_logprobs(self, prompts: Sequence[str]) -> Tensor:
         """As the protocol says."""
@@ -72,12 +79,16 @@ class HandoffScorer:
         """The anchor's own: nobody is asked about a text."""
         return self.anchor.nll(texts, max_length)
 
+    def rolling_nll(self, texts: Sequence[str], window: int = 256, stride: int = 128) -> list[Loss]:
+        """The anchor's own, too."""
+        return self.anchor.rolling_nll(texts, window, stride)
+
 
 def text_handoff(bench: Bench) -> Fitted:
     """The prompt that works best on validation, of several."""
     anchor = bench.anchor()
     others = [bench.specialist(place) for place in range(len(bench.frozen.specialists))]
-    world = bench.worlds[0]
+    world = bench.worlds[0] if bench.worlds else None
     told = relay(world, others) if isinstance(world, Chain) else answers(others)
     tried: list[dict[str, Any]] = []
     for name, prompt in PROMPTS.items():

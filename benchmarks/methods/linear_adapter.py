@@ -41,9 +41,7 @@ def linear_adapter(bench: Bench) -> Fitted:
         nn.ModuleList(model.bridge(edge, site) for edge in model.edges)
         for site in range(len(model.sites))
     )
-    own = rc_agents.couple(
-        bench.setting.anchor, {}, dtype=bench.setting.dtype, device_map=bench.device
-    ).models["anchor"]
+    own = bench.anchor_copy()
     layers = [row[0] for row in model.sites]
     attach(
         own, {layer: cast(nn.ModuleList, each) for layer, each in zip(layers, bridges, strict=True)}

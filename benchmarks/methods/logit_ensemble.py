@@ -41,6 +41,15 @@ class Weights(nn.Module):
         return sum((weights[:, m, None] * one for m, one in enumerate(logprobs)), torch.zeros(()))
 
 
+def mean_logit_ensemble(bench: Bench) -> Fitted:
+    """Equal weights: nothing is learned."""
+    _check(bench)
+    models = list(bench.frozen.models.values())
+    widths = [model.get_output_embeddings().in_features for model in models]
+    weights = Weights(widths, reads=False).to(models[0].device)
+    return Fitted(scorer=MixtureScorer(models, bench.tokenizer, weights))
+
+
 def logit_ensemble(bench: Bench) -> Fitted:
     """One learned weight a model."""
     return _fit(bench, "logit_ensemble", reads=False)
@@ -51,9 +60,13 @@ def token_logit_ensemble(bench: Bench) -> Fitted:
     return _fit(bench, "token_logit_ensemble", reads=True)
 
 
-def _fit(bench: Bench, name: str, *, reads: bool) -> Fitted:
+def _check(bench: Bench) -> None:
     if any(how == "span" for how in bench.frozen.config.alignment.values()):
         raise NotApplicable("the models' vocabularies differ, so their logits cannot be mixed")
+
+
+def _fit(bench: Bench, name: str, *, reads: bool) -> Fitted:
+    _check(bench)
     models = list(bench.frozen.models.values())
     lessons = Lessons(bench)
     last = LastStates(models, lessons)

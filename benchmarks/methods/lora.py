@@ -10,7 +10,6 @@ from rc_agents.benchmarks.methods.search import searched
 from rc_agents.benchmarks.methods.tuning import Batch, LastStates, Lessons, tune
 from torch import Tensor, nn
 
-import rc_agents
 from rc_agents.scoring import CausalScorer
 from rc_agents.training.labelled import only_at
 
@@ -49,9 +48,7 @@ def _adapted(bench: Bench, names: list[str], rank: int) -> Any:
     """Returns a fresh copy of the anchor with a new adapter."""
     import peft
 
-    anchor = rc_agents.couple(
-        bench.setting.anchor, {}, dtype=bench.setting.dtype, device_map=bench.device
-    ).models["anchor"]
+    anchor = bench.anchor_copy()
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(bench.seed)

@@ -6,7 +6,6 @@ from typing import Any
 
 from rc_agents.benchmarks.methods.bench import Bench, Fitted, NotApplicable
 
-import rc_agents
 from rc_agents.scoring import CausalScorer
 
 ALONE = 0.5  # share of a lonely adapter: half-way between the anchor and the specialist
@@ -14,13 +13,14 @@ ALONE = 0.5  # share of a lonely adapter: half-way between the anchor and the sp
 
 def merged_adapters(bench: Bench) -> Fitted:
     """The mean of the specialists' weights; of one specialist, half of its update."""
-    if not bench.shares_base:
-        raise NotApplicable("weights of different bases cannot be merged")
     names = bench.frozen.specialists
     share = 1 / len(names) if len(names) > 1 else ALONE
-    model = rc_agents.couple(
-        bench.setting.anchor, {}, dtype=bench.setting.dtype, device_map=bench.device
-    ).models["anchor"]
+    model = bench.anchor_copy()
+    own = {name: value.shape for name, value in model.named_parameters()}
+    for name in names:
+        theirs = {key: value.shape for key, value in weights(bench.frozen.models[name]).items()}
+        if theirs != {key: own.get(key) for key in theirs}:
+            raise NotApplicable("weights of different shapes cannot be merged")
     merge(model, [bench.frozen.models[name] for name in names], share)
     return Fitted(scorer=CausalScorer(model, bench.tokenizer), notes={"share": share})
 

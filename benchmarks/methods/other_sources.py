@@ -24,7 +24,5 @@ def random_weight_specialist(bench: Bench) -> Fitted:
 
 def self_bridge(bench: Bench) -> Fitted:
     """Copies of the anchor as specialists."""
-    others = {
-        name: rc_agents.ModelRef(base=bench.setting.anchor) for name in bench.frozen.specialists
-    }
+    others = {name: rc_agents.ModelRef(base=bench.anchor_name) for name in bench.frozen.specialists}
     return fitted_bridges(bench, bench.couple(others))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from rc_agents.benchmarks import files
 from rc_agents.benchmarks.methods.bench import Bench, Fitted, better
 
 
@@ -22,13 +26,32 @@ def searched(
             overwritten by its next call.
     """
     begun = time.perf_counter()
-    tried: list[dict[str, Any]] = []
-    steps, fitted = bench.recipe.search_steps, None
-    for rate in rates if len(rates) > 1 else ():
+    steps, fitted, file = bench.recipe.search_steps, None, _file(bench, rates)
+    tried: list[dict[str, Any]] = _read(file)
+    known = bool(tried)
+    for rate in rates if len(rates) > 1 and not known else ():
         fitted = fit(rate, steps)
-        tried.append({"rate": rate, "steps": fitted.steps, **bench.validate(fitted.scorer)})
+        found = {"rate": rate, "steps": fitted.steps, **bench.validate(fitted.scorer)}
+        tried.append(found | ({"seed": bench.seed} if file else {}))
+    if file and tried and not known:
+        files.write(file, {"tried": tried})
     best = max(tried, key=better)["rate"] if tried else rates[0]
     if fitted is None or steps is not None or best != tried[-1]["rate"]:
         fitted = fit(best, None)
     notes = {**fitted.notes, "rate": best}
     return replace(fitted, search=tried, seconds=time.perf_counter() - begun, notes=notes)
+
+
+def _file(bench: Bench, rates: Sequence[float]) -> Path | None:
+    """Where a search lies that all seeds share; None where each has its own."""
+    if not bench.recipe.shared_search:
+        return None
+    about = json.dumps([bench.key_of_all_seeds, bench.method, list(rates)])
+    name = hashlib.sha256(about.encode()).hexdigest()[:16]
+    return bench.folder / "searches" / f"{name}.json"
+
+
+def _read(file: Path | None) -> list[dict[str, Any]]:
+    if file is None or not file.is_file():
+        return []
+    return list(files.read(file)["tried"])

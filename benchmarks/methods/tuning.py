@@ -55,7 +55,7 @@ class Lessons:
     def __post_init__(self) -> None:
         config = self.bench.recipe.train
         sizes = {"max_length": config.max_length, "block_length": config.block_length}
-        records = {"pairs": self.bench.pairs(), "retained": self.bench.retained()}
+        records = {"pairs": self.bench.lessons(), "retained": self.bench.retained()}
         self.sets = {
             name: data.encode(self.bench.tokenizer, found, **sizes)
             for name, found in records.items()
@@ -88,6 +88,8 @@ class Lessons:
             steps=config.steps,
             seed=config.seed,
         )
+        if not config.retain_weight:
+            return ((rows, []) for rows in pairs)
         size = config.retain_batch_size
         retained = data.plan(
             self.sets["retained"],
@@ -172,10 +174,11 @@ def tune(
     trained = [*parameters, *slow]
     losses = []
     for pairs, retained in lessons.plans(config):
-        batch, kept = lessons.batch("pairs", pairs), lessons.batch("retained", retained)
+        batch = lessons.batch("pairs", pairs)
         loss = cross_entropy(logits(batch).float(), batch.targets_P)
         losses.append(float(loss.detach()))
         if config.retain_weight:
+            kept = lessons.batch("retained", retained)
             mine = logits(kept).float().log_softmax(-1)
             far = kl_div(mine, frozen(kept), reduction="batchmean", log_target=True)
             loss = loss + config.retain_weight * far

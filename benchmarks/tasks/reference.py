@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rc_agents.benchmarks import files
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -50,26 +49,17 @@ class Reference:
         path = self._path(["logprobs", list(prompts)], ".safetensors")
         if not path.exists():
             found = self.scorer().next_logprobs(prompts).half()
-            _put(path, lambda scratch: save_file({"logprobs": found}, scratch))
+            files.put(path, lambda scratch: save_file({"logprobs": found}, scratch))
         return load_file(path)["logprobs"].float().log_softmax(-1)
 
     def _kept(self, asked: list[Any], make: Callable[[], Any]) -> Any:
         path = self._path(asked, ".json")
         if not path.exists():
             found = make()
-            _put(path, lambda scratch: Path(scratch).write_text(json.dumps(found)))
+            files.write(path, found, indent=None)
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _path(self, asked: list[Any], suffix: str) -> Path:
         versions = [torch.__version__, importlib.metadata.version("transformers")]
         about = json.dumps([FORMAT, self.fingerprint, versions, asked])
         return self.folder / (hashlib.sha256(about.encode()).hexdigest()[:24] + suffix)
-
-
-def _put(path: Path, write: Callable[[str], Any]) -> None:
-    """Writes a file beside its place and puts it there by one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".making-")
-    os.close(handle)
-    write(scratch)
-    os.replace(scratch, path)

@@ -13,6 +13,7 @@ import typer
 
 from rc_agents import RCError, __version__
 
+from .bench import bench
 from .chat import chat
 from .demo import demo
 from .generate import generate
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 for command in (demo, info, generate, chat, specialize, solve, train):
     app.command()(command)
+app.add_typer(bench, name="bench")
 
 
 def _show_version(asked: bool) -> None:

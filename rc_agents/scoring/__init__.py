@@ -5,7 +5,7 @@ from .ablation import AblatedScorer
 from .causal import CausalScorer
 from .logits import LogitScorer
 from .mixture import MixtureScorer
-from .protocol import Cost, Likelihood, Scorer
+from .protocol import Cost, Likelihood, Loss, Scorer
 
 __all__ = [
     "AblatedScorer",
@@ -13,6 +13,7 @@ __all__ = [
     "Cost",
     "Likelihood",
     "LogitScorer",
+    "Loss",
     "MixtureScorer",
     "Scorer",
     "ablated",

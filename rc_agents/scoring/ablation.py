@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..execution.ablations import Ablation, ablated
 from .causal import CausalScorer
-from .protocol import Cost, Likelihood
+from .protocol import Cost, Likelihood, Loss
 
 
 class AblatedScorer:
@@ -49,3 +49,8 @@ class AblatedScorer:
         """As the protocol says."""
         with ablated(self.scorer.model, self.how, self.seed):
             return self.scorer.nll(texts, max_length)
+
+    def rolling_nll(self, texts: Sequence[str], window: int = 256, stride: int = 128) -> list[Loss]:
+        """As the protocol says."""
+        with ablated(self.scorer.model, self.how, self.seed):
+            return self.scorer.rolling_nll(texts, window, stride)

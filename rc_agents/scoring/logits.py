@@ -6,6 +6,7 @@ Shapes: B rows, T tokens of a row, V vocabulary, P positions kept, K continuatio
 from __future__ import annotations
 
 import itertools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rc_agents.errors import InputError
-from rc_agents.scoring.protocol import Cost, Likelihood
+from rc_agents.scoring.protocol import Cost, Likelihood, Loss
 
 Rows = Sequence[Sequence[int]]
 
@@ -114,6 +115,9 @@ class LogitScorer(ABC):
             rows = self._encode(prompts)
             for part in self._parts(rows, self.batch_size):
                 made = self._decode([rows[row] for row in part], max_new_tokens, first_line)
+                self.cost.calls += len(part)
+                self.cost.prompt_tokens += sum(len(rows[row]) for row in part)
+                self.cost.completion_tokens += sum(map(len, made))
                 for row, ids in zip(part, made, strict=True):
                     answers[row] = self._text(ids)
         return answers
@@ -137,18 +141,38 @@ class LogitScorer(ABC):
         with self.cost.timed():
             rows = [row[:max_length] for row in self._encode(texts)]
             for part in self._parts(rows, self.text_batch_size):
-                ids, mask = self._right_padded([rows[row] for row in part])
-                keep = torch.zeros_like(mask, dtype=torch.bool)
-                keep[:, :-1] = mask[:, 1:].bool()
-                logits_PV, _ = self.forward(ids, mask, keep)
-                targets_P = ids[:, 1:][keep[:, :-1]]
-                losses_P = torch.nn.functional.cross_entropy(
-                    logits_PV.float(), targets_P.to(logits_PV.device), reduction="none"
-                )
-                counts = keep.sum(1).tolist()
-                sums = [float(one.double().sum()) for one in losses_P.cpu().split(counts)]
-                found |= dict(zip(part, zip(sums, counts, strict=True), strict=True))
+                losses = self._losses([rows[row] for row in part], [1] * len(part))
+                found |= dict(zip(part, losses, strict=True))
         return [found[row] for row in range(len(texts))]
+
+    @torch.inference_mode()
+    def rolling_nll(self, texts: Sequence[str], window: int = 256, stride: int = 128) -> list[Loss]:
+        """The loss of whole texts in a sliding window; every token but the first counts once.
+
+        A token behind the first window is read with at least `window - stride` tokens before it (Press et al., 2021).
+
+        Raises:
+            InputError: a stride that skips tokens, or a text without a token.
+        """
+        if not 0 < stride < window:
+            raise InputError(
+                f"a window of {window} tokens moves by 1 to {window - 1}, not by {stride}"
+            )
+        sums, counts = [0.0] * len(texts), [0] * len(texts)
+        with self.cost.timed():
+            rows = self._encode(texts)
+            parts = [
+                (n, *one) for n, row in enumerate(rows) for one in _windows(row, window, stride)
+            ]
+            for chosen in self._parts([ids for _, ids, _ in parts], self.text_batch_size):
+                batch = [parts[place] for place in chosen]
+                losses = self._losses([ids for _, ids, _ in batch], [first for *_, first in batch])
+                for (text, *_), (nll, count) in zip(batch, losses, strict=True):
+                    sums[text] += nll
+                    counts[text] += count
+            heads = [self._first_bytes(text, row) for text, row in zip(texts, rows, strict=True)]
+        sizes = [len(text.encode()) - head for text, head in zip(texts, heads, strict=True)]
+        return [Loss(*one) for one in zip(sums, counts, sizes, strict=True)]
 
     # A batch.
 
@@ -178,13 +202,38 @@ class LogitScorer(ABC):
             for row in taken
         ]
 
+    def _losses(self, rows: Rows, firsts: Sequence[int]) -> list[tuple[float, int]]:
+        """Summed loss and number of each row's tokens from its `first` (at least 1) on."""
+        ids, mask = self._right_padded(rows)
+        keep = torch.zeros_like(mask, dtype=torch.bool)
+        keep[:, :-1] = mask[:, 1:].bool()
+        for row, first in enumerate(firsts):
+            keep[row, : first - 1] = False
+        logits_PV, _ = self.forward(ids, mask, keep)
+        targets_P = ids[:, 1:][keep[:, :-1]]
+        losses_P = torch.nn.functional.cross_entropy(
+            logits_PV.float(), targets_P.to(logits_PV.device), reduction="none"
+        )
+        counts = keep.sum(1).tolist()
+        sums = [float(one.double().sum()) for one in losses_P.cpu().split(counts)]
+        return list(zip(sums, counts, strict=True))
+
+    def _first_bytes(self, text: str, row: Sequence[int]) -> int:
+        """Bytes that the first token spells, which nothing predicts; none where it is a special one."""
+        if row[0] in self.tokenizer.all_special_ids:
+            return 0
+        head = self.tokenizer.decode(row[:1])
+        return len(head.encode()) if text.startswith(head) else 1  # part of a character
+
     def _decode(self, rows: Rows, max_new_tokens: int, first_line: bool) -> list[list[int]]:
         ids, mask = self._left_padded(rows)
         made: list[list[int]] = [[] for _ in rows]
         open_rows = set(range(len(rows)))
-        cache = None
-        for _ in range(max_new_tokens):
+        cache, begun = None, time.perf_counter()
+        for step in range(max_new_tokens):
             logits_BV, cache = self.forward(ids, mask, _last(ids), cache, use_cache=True)
+            if not step:
+                self.cost.first_token_seconds += time.perf_counter() - begun
             ids = logits_BV.argmax(-1, keepdim=True).to(self.device)
             for row in sorted(open_rows):
                 token = int(ids[row])
@@ -230,6 +279,16 @@ class LogitScorer(ABC):
         ids = [[pad] * before + list(row) + [pad] * after for before, row, after in rows]
         mask = [[0] * before + [1] * len(row) + [0] * after for before, row, after in rows]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+
+def _windows(row: Sequence[int], window: int, stride: int) -> Iterator[tuple[Sequence[int], int]]:
+    """Yields the windows of a text, and where in each the tokens begin that no window before it has scored."""
+    end = min(window, len(row))
+    yield row[:end], 1
+    while end < len(row):
+        done, end = end, min(end + stride, len(row))
+        begin = max(0, end - window)
+        yield row[begin:end], done - begin
 
 
 def _last(ids_BT: Tensor) -> Tensor:

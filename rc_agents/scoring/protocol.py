@@ -25,6 +25,20 @@ class Likelihood(NamedTuple):
     num_tokens: int
 
 
+class Loss(NamedTuple):
+    """What a whole text costs a model.
+
+    Attributes:
+        nll: summed over its scored tokens, in nats.
+        num_tokens: that were scored.
+        num_bytes: of the text that those tokens spell.
+    """
+
+    nll: float
+    num_tokens: int
+    num_bytes: int
+
+
 @dataclass
 class Cost:
     """What answering has cost so far.
@@ -32,12 +46,20 @@ class Cost:
     Attributes:
         passes: forward passes, counted for every frozen model that runs.
         tokens: real tokens that these passes took in.
+        calls: answers that a model was asked for.
+        prompt_tokens, completion_tokens: that those answers read and wrote.
+        first_token_seconds: wall time from each question to the first token of its answer, summed; of questions that
+            share a batch, that of the batch.
         seconds, cpu_seconds: wall time, and processor time of all threads.
         trained_parameters: of the method.
     """
 
     passes: int = 0
     tokens: int = 0
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_seconds: float = 0.0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     trained_parameters: int = 0
@@ -82,3 +104,6 @@ class Scorer(Protocol):
 
     def nll(self, texts: Sequence[str], max_length: int = 128) -> list[tuple[float, int]]:
         """For each text the summed loss in nats over its first `max_length` tokens, and how many were scored."""
+
+    def rolling_nll(self, texts: Sequence[str], window: int = 256, stride: int = 128) -> list[Loss]:
+        """The loss of whole texts in windows of `window` tokens that move by `stride`; every token counts once."""

@@ -1,0 +1,74 @@
+"""Two methods, or two folders of results, measure by measure: paired bootstrap tests on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rc_agents.benchmarks.collected import Record, Results, compared, measures, method_of, scores
+from rc_agents.benchmarks.suite_report import gain, value
+
+from rc_agents.errors import DataError
+
+Row = tuple[str, str, str, str, str, str]
+HEAD: Row = ("setting", "measure", "A", "B", "seeds", "A against B (95 %)")
+
+
+def methods(folder: Path, one: str, other: str) -> list[Row]:
+    """Returns how method `one` differs from `other` in every setting and measure that both have.
+
+    Raises:
+        DataError: no setting has both.
+    """
+    results = Results.of(folder)
+    rows: list[Row] = []
+    for setting in results.plan["settings"]:
+        scored = results.scored(setting)
+        if one in scored and other in scored:
+            rows += _rows(setting, scored[one], scored[other])
+    if not rows:
+        setting = next(iter(results.plan["settings"]))
+        method_of(results, setting, one)
+        method_of(results, setting, other)
+        raise DataError(f"no setting has both {one!r} and {other!r}")
+    return rows
+
+
+def folders(one: Path, other: Path) -> list[Row]:
+    """Returns how the same methods differ between two folders of results.
+
+    Raises:
+        DataError: they have no cell in common.
+    """
+    mine, theirs = Results.of(one), Results.of(other)
+    rows: list[Row] = []
+    for setting in mine.plan["settings"]:
+        if setting not in theirs.plan["settings"]:
+            continue
+        scored, others = mine.scored(setting), theirs.scored(setting)
+        for method in scored:
+            if method in others:
+                rows += _rows(f"{setting}: {method}", scored[method], others[method])
+    if not rows:
+        raise DataError(f"{one} and {other} have no setting and method in common")
+    return rows
+
+
+def _rows(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) -> Iterator[Row]:
+    for group, found in measures({"a": mine}).items():
+        for measure in found:
+            key = f"{group}/{measure}"
+            result = compared(mine, other, key)
+            if result is None:
+                continue
+            difference, seeds = result
+            ours, theirs = scores(mine, key, seeds), scores(other, key, seeds)
+            told = gain(difference, ours[0].kind)
+            yield name, key, value(ours), value(theirs), ", ".join(map(str, seeds)), told
+
+
+def table(rows: list[Row]) -> str:
+    """Returns rows as Markdown."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"

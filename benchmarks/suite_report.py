@@ -1,0 +1,257 @@
+"""The report of a suite, from its JSON alone: Markdown, an HTML page and PNGs. The same JSON gives the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rc_agents.benchmarks.collected import (
+    COUPLED,
+    Record,
+    Results,
+    best_control,
+    compared,
+    measures,
+    scores,
+)
+from rc_agents.benchmarks.scores import KINDS, Difference, Score, total
+from rc_agents.benchmarks.statistics import Interval
+
+ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, with what a plot of it shows.
+
+    Attributes:
+        title: above it.
+        head: of the columns.
+        rows: texts.
+        note: below it.
+        plots: by column, the rows' intervals.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    plots: Mapping[str, Sequence[tuple[str, Interval]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report.
+
+    Attributes:
+        title: of the page.
+        about: a paragraph.
+        sections: of the settings: a heading, its tables and closing lines.
+    """
+
+    title: str
+    about: str
+    sections: Sequence[tuple[str, Sequence[Table], Sequence[str]]]
+
+
+def page(results: Results) -> Page:
+    """Returns the report of a folder of results."""
+    sections = []
+    for setting, part in results.plan["settings"].items():
+        scored = results.scored(setting)
+        tables = [
+            _measures(scored, group, names) for group, names in measures(scored).items() if scored
+        ]
+        tables += [_gains(scored)] if scored else []
+        tables += [_effort(scored), _searches(scored)] if scored else []
+        lines = [f"Missing: {line}" for line in results.absent(setting)]
+        if part["leaks"]:
+            lines.insert(0, f"Its test texts train, on purpose: {part['leaks']}")
+        sections.append((setting, [table for table in tables if table.rows], lines))
+    sections.append(("Where the figures come from", [_sources(results)], _closing(results)))
+    return Page(f"Suite {results.plan['suite']}", results.plan["about"], sections)
+
+
+def _measures(
+    scored: Mapping[str, Mapping[int, Record]], group: str, names: Sequence[str]
+) -> Table:
+    rows, plots = [], {}
+    head = ["method", "seeds x items"]
+    firsts: dict[str, Score] = {}
+    for measure in names:
+        name = f"{group}/{measure}"
+        firsts[measure] = next(
+            found[0] for each in scored.values() if (found := scores(each, name))
+        )
+        unit = KINDS[firsts[measure].kind].unit
+        head.append(
+            f"{measure.replace('_', ' ')} {f'({unit}) ' if unit else ''}{ARROWS[firsts[measure].better]}".strip()
+        )
+        plots[head[-1]] = [
+            (method, total(found))
+            for method, each in scored.items()
+            if (found := scores(each, name))
+        ]
+    for method, each in scored.items():
+        found = [scores(each, f"{group}/{measure}") for measure in names]
+        some = next((one for one in found if one), None)
+        if some is None:
+            continue
+        items = sorted({len(one.values) for one in some})
+        cells = [value(one) if one else "-" for one in found]
+        rows.append([method, f"{len(some)} x {'/'.join(map(str, items))}", *cells])
+    return Table(group, head, rows, plots=plots)
+
+
+def value(found: Sequence[Score]) -> str:
+    """Returns a measure over several seeds as text, with its 95 % interval."""
+    kind, one = KINDS[found[0].kind], total(found)
+    return f"{one.value:.{kind.digits}f} ({one.low:.{kind.digits}f} to {one.high:.{kind.digits}f})"
+
+
+def gain(found: Difference, kind: str) -> str:
+    """Returns a difference as text."""
+    one = found.interval
+    if found.ratio:
+        shown = f"{one.value:+.1f} % ({one.low:+.1f} to {one.high:+.1f})"
+    else:
+        digits, unit = KINDS[kind].digits, KINDS[kind].unit
+        unit = "points" if unit == "%" else unit
+        shown = f"{one.value:+.{digits}f} {unit} ({one.low:+.{digits}f} to {one.high:+.{digits}f})"
+    verdict = {1: "better", -1: "worse", 0: "no difference shown"}[found.better]
+    return f"{shown}, p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}: {verdict}"
+
+
+def _gains(scored: Mapping[str, Mapping[int, Record]]) -> Table:
+    """What only the specialist explains: coupling against the best control without one, on the same items."""
+    rows = []
+    for group, names in measures(scored).items():
+        for measure in names:
+            name = f"{group}/{measure}"
+            control = best_control(scored, name)
+            for method in COUPLED if control else ():
+                found = compared(scored.get(method, {}), scored[str(control)], name)
+                if found:
+                    kind = scores(scored[method], name)[0].kind
+                    seeds = str(len(found[1]))
+                    rows.append([name, method, str(control), seeds, gain(found[0], kind)])
+    return Table(
+        "coupled minus the best control without the specialist's knowledge",
+        ["measure", "method", "control", "seeds", "difference (95 %)"],
+        rows,
+    )
+
+
+def _effort(scored: Mapping[str, Mapping[int, Record]]) -> Table:
+    rows = []
+    for method, each in scored.items():
+        records = [one for one in each.values() if "taken_from" not in one] or [*each.values()]
+        first = records[0]
+
+        def mean(name: str, records: Sequence[Record] = records) -> float:
+            return sum(one.get(name) or 0 for one in records) / len(records)
+
+        memory = mean("peak_bytes")
+        rows.append(
+            [
+                method,
+                f"{first['parameters']:,}",
+                str(first["steps"]),
+                f"{mean('training_seconds'):.0f}",
+                f"{mean('seconds'):.0f}",
+                f"{mean('cpu_seconds'):.0f}",
+                f"{memory / 2**20:.0f}" if memory else "-",
+            ]
+        )
+    head = ["method", "trained parameters", "optimizer steps", "training s", "whole cell s"]
+    return Table("effort", [*head, "processor s", "peak memory MiB"], rows)
+
+
+def _searches(scored: Mapping[str, Mapping[int, Record]]) -> Table:
+    rows = []
+    for method, each in scored.items():
+        for seed, record in each.items():
+            tried = [_tried(one) for one in record["search"]]
+            if tried and "taken_from" not in record:
+                chosen = record["notes"].get("rate", record["notes"].get("prompt", ""))
+                short = " ".join(str(chosen).split())
+                rows.append([method, str(seed), "; ".join(tried), short])
+    return Table(
+        "search on validation", ["method", "seed", "tried: score on validation", "chosen"], rows
+    )
+
+
+def _tried(one: Mapping[str, object]) -> str:
+    what = f"{one['rate']:g}" if "rate" in one else str(one.get("prompt"))
+    shown = [f"{name} {one[name]:.3f}" for name in ("loss", "exact", "perplexity") if name in one]
+    other = f", by seed {one['seed']}" if "seed" in one else ""
+    return f"{what}: {', '.join(shown)}{other}"
+
+
+def _sources(results: Results) -> Table:
+    rows = []
+    for setting, methods in results.cells.items():
+        found: dict[tuple[str, ...], int] = {}
+        for each in methods.values():
+            for record in each.values():
+                made = record.get("provenance")
+                if not made:
+                    continue
+                hardware, versions = made["hardware"], made["versions"]
+                key = (
+                    made["git"],
+                    f"{hardware['processor']}, {hardware['cores']} cores, {hardware['threads']} threads",
+                    f"torch {versions['torch']}, transformers {versions['transformers']}",
+                )
+                found[key] = found.get(key, 0) + 1
+        rows += [[setting, str(count), *key] for key, count in sorted(found.items())]
+    return Table("", ["setting", "cells", "code", "machine", "packages"], rows)
+
+
+def _closing(results: Results) -> list[str]:
+    lines = [
+        f"Left out of this suite: {what}: {why}" for what, why in results.plan["absent"].items()
+    ]
+    return [
+        *lines,
+        "Intervals are 95 %: Wilson's for shares of one seed, else the hierarchical bootstrap over seeds and items "
+        "(4,000 draws, seed 0); differences are paired on the same items.",
+    ]
+
+
+def markdown(made: Page) -> str:
+    """Returns the page as Markdown."""
+    lines = [f"# {made.title}", "", made.about, ""]
+    for heading, tables, closing in made.sections:
+        lines += [f"## {heading}", ""]
+        for table in tables:
+            lines += [f"### {table.title}", ""] if table.title else []
+            lines.append("| " + " | ".join(table.head) + " |")
+            lines.append("|" + "---|" * len(table.head))
+            lines += ["| " + " | ".join(_cell(one) for one in row) + " |" for row in table.rows]
+            lines += ["", *([table.note, ""] if table.note else [])]
+        lines += [f"- {line}" for line in closing]
+        lines += [""] if closing else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def write(folder: Path, *, png: bool = True) -> list[Path]:
+    """Writes `report.md`, `report.html` and PNGs of the plots beside the cells; returns what it wrote.
+
+    Args:
+        folder: of the results.
+        png: whether to draw PNGs, which need matplotlib.
+    """
+    from rc_agents.benchmarks import html_page, plots
+
+    made = page(Results.of(folder))
+    written = []
+    for name, text in (("report.md", markdown(made)), ("report.html", html_page.html(made))):
+        (folder / name).write_text(text, encoding="utf-8")
+        written.append(folder / name)
+    return written + (plots.draw(made, folder / "plots") if png else [])
