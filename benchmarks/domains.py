@@ -21,6 +21,7 @@ from rc_agents import packaged
 from rc_agents.errors import ConfigError, nearest
 from rc_agents.packaged.finding import package_dir
 from rc_agents.training import data
+from rc_agents.training.data.sources import parse
 
 PARTS = {"test": 0.16, "validation": 0.06, "bridge": 0.33, "specialist": 0.45}
 """Shares of the documents, in the order in which the hash gives them out."""
@@ -34,6 +35,7 @@ class Domain:
 
     Args:
         source: one of `KINDS`, or a data source such as `hf:NAME`, a path of JSONL or of texts.
+        form: how a row of a data set becomes a text, such as "Q: {question:.200} A: {answer}"; empty where it is one.
         characters: of a document, the first of them.
         bridge, validation, test: how many documents of each part are used; None for all.
         window, stride: of the sliding window in which test documents are scored, in tokens.
@@ -42,6 +44,7 @@ class Domain:
     """
 
     source: str
+    form: str = ""
     characters: int = 1200
     bridge: int | None = None
     validation: int | None = 24
@@ -62,16 +65,16 @@ class Domain:
         """Returns the documents of one of `PARTS`, each cut to `characters`."""
         count = None if part == "specialist" else getattr(self, part)
         if self.split == "as_published":
-            whole = [text[: self.characters] for text in texts(self.source)]
+            whole = [text[: self.characters] for text in texts(self.source, self.form)]
             return whole[: self.bridge] if part == "bridge" else whole[:count]
-        return [text[: self.characters] for text in parts(self.source)[part][:count]]
+        return [text[: self.characters] for text in parts(self.source, self.form)[part][:count]]
 
 
 @functools.cache
-def parts(source: str) -> dict[str, list[str]]:
+def parts(source: str, form: str = "") -> dict[str, list[str]]:
     """Returns a source's documents by part, near-duplicates of scored ones left out."""
     found: dict[str, list[str]] = {part: [] for part in PARTS}
-    for text in sorted(dict.fromkeys(texts(source)), key=_hash):
+    for text in sorted(dict.fromkeys(texts(source, form)), key=_hash):
         place, edge = int(_hash(text)[:12], 16) / 16**12, 0.0
         for part, share in PARTS.items():
             edge += share
@@ -89,8 +92,11 @@ def parts(source: str) -> dict[str, list[str]]:
     return found
 
 
-def texts(source: str) -> list[str]:
+def texts(source: str, form: str = "") -> list[str]:
     """Returns all documents of a source, in its own order.
+
+    Args:
+        source, form: see `Domain`.
 
     Raises:
         ConfigError: neither a kind nor a source of texts.
@@ -102,6 +108,13 @@ def texts(source: str) -> list[str]:
         raise ConfigError(
             f"no text is called {source!r}: neither a file nor a kind; {nearest(source, list(KINDS))}"
         )
+    if form:
+        try:
+            return [form.format_map(row) for row in parse(source)]
+        except (KeyError, ValueError, IndexError) as error:
+            raise ConfigError(
+                f"form {form!r} does not fit the rows of {source}: {error!r}"
+            ) from error
     found = data.read(source)
     return [one.text if isinstance(one, data.Document) else one.key for one in found]
 

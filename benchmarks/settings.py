@@ -151,6 +151,7 @@ class Setting:
         topology: edges between the models, or a preset's name.
         recipe: of the bridges.
         rates: learning rates tried by each other trained method; as many as the recipe's.
+        alignment, mix: of the ensembles; None for the usual ones.
         sizes: of the scoring.
         dtype: of the frozen models.
     """
@@ -163,6 +164,8 @@ class Setting:
     lessons: str = ""
     anchor: str = SMOLLM2
     topology: str | tuple[tuple[str, str], ...] = "unilateral"
+    alignment: str | None = None
+    mix: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     rates: Mapping[str, tuple[float, ...]] = field(
         default_factory=lambda: {

@@ -21,7 +21,7 @@ def _part(part: Part) -> Part:
     train = replace(recipe.train, steps=2, batch_size=2, text_batch_size=2, block_length=32)
     small = Sizes(held_out=4, validation=2, strangers=2, questions=2, documents=2)
     domain = setting.domain and replace(
-        setting.domain, source="tiny", bridge=6, validation=2, test=3, window=32, stride=16
+        setting.domain, source="tiny", form="", bridge=6, validation=2, test=3, window=32, stride=16
     )
     sites = tuple(range(1, 5)) if len(recipe.sites) > 4 else (2, 4)
     made = replace(

@@ -205,6 +205,8 @@ class Bench:
             },
             "dtype": self.setting.dtype,
             "device_map": self.device,
+            "alignment": self.setting.alignment,
+            "mix": self.setting.mix,
         }
         given = {key: value for key, value in (chosen | settings).items() if value is not None}
         return rc_agents.couple(self.anchor_name, others, **given)
@@ -225,7 +227,11 @@ class Bench:
     def frozen(self) -> Any:
         """The anchor and the specialists side by side, to be used one by one; nothing of it is trained."""
         return self.couple(
-            topology="unilateral", bridge=rc_agents.BridgeConfig(), edge_bridges={}, sites=1
+            topology="unilateral",
+            bridge=rc_agents.BridgeConfig(),
+            edge_bridges={},
+            sites=1,
+            mix="anchor",
         )
 
     @property

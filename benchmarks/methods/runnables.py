@@ -15,9 +15,11 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 from rc_agents.adapters.langchain import ChatCoupled
+from rc_agents.benchmarks import files
 from rc_agents.benchmarks.methods.bench import Bench, Fitted, NotApplicable
 from rc_agents.benchmarks.methods.coupled import coupled
 from rc_agents.benchmarks.methods.lora import lora as tuned
+from rc_agents.benchmarks.methods.search import known_search, search_file
 from rc_agents.benchmarks.tasks.agents import Ask, lookups
 from torch import Tensor
 
@@ -38,7 +40,7 @@ REVISE = "{question}\nYour first answer: {draft}\nAn expert says: {verdict}\nGiv
 ROUTE = (
     "Which expert should answer? Say only one word: {names} or none.\nQuestion: {question}\nExpert:"
 )
-VALIDATED = 12  # questions that choose among prompts
+VALIDATED = 8  # questions that choose among prompts
 
 
 class Counter(BaseCallbackHandler):
@@ -251,13 +253,15 @@ def agent_routed(bench: Bench) -> Fitted:
 
 def chosen(bench: Bench, builds: Mapping[str, Build], turns: int) -> Fitted:
     """Returns the chain whose prompt works best on validation questions, with the search on record."""
-    begun = time.perf_counter()
-    asked = validation(bench)
-    tried = []
-    for name, build in builds.items():
+    begun, file = time.perf_counter(), search_file(bench, list(READ.values()))
+    tried = known_search(file)
+    asked = [] if tried else validation(bench)
+    for name, build in builds.items() if asked else ():
         answers = RunnableScorer(build).generate([one.prompt for one in asked], TOLD_TOKENS)
         right = [one.right(answer) for one, answer in zip(asked, answers, strict=True)]
         tried.append({"prompt": name, "exact": sum(right) / len(right), "questions": len(right)})
+    if file and asked:
+        files.write(file, {"tried": tried})
     best = max(tried, key=lambda one: float(str(one["exact"])))["prompt"]
     return Fitted(
         scorer=RunnableScorer(builds[str(best)]),
@@ -273,4 +277,4 @@ def validation(bench: Bench) -> list[Ask]:
     if bench.worlds:
         items = [item for one in bench.exams for item in one.validation]
         return [Ask(item.prompt, item.right) for item in items[:count]]
-    return lookups(bench, count, "validation")
+    return lookups(None, count, "validation")

@@ -26,8 +26,8 @@ def searched(
             overwritten by its next call.
     """
     begun = time.perf_counter()
-    steps, fitted, file = bench.recipe.search_steps, None, _file(bench, rates)
-    tried: list[dict[str, Any]] = _read(file)
+    steps, fitted, file = bench.recipe.search_steps, None, search_file(bench, rates)
+    tried: list[dict[str, Any]] = known_search(file)
     known = bool(tried)
     for rate in rates if len(rates) > 1 and not known else ():
         fitted = fit(rate, steps)
@@ -42,16 +42,17 @@ def searched(
     return replace(fitted, search=tried, seconds=time.perf_counter() - begun, notes=notes)
 
 
-def _file(bench: Bench, rates: Sequence[float]) -> Path | None:
+def search_file(bench: Bench, tried: Sequence[Any]) -> Path | None:
     """Where a search lies that all seeds share; None where each has its own."""
     if not bench.recipe.shared_search:
         return None
-    about = json.dumps([bench.key_of_all_seeds, bench.method, list(rates)])
+    about = json.dumps([bench.key_of_all_seeds, bench.method, list(tried)])
     name = hashlib.sha256(about.encode()).hexdigest()[:16]
     return bench.folder / "searches" / f"{name}.json"
 
 
-def _read(file: Path | None) -> list[dict[str, Any]]:
+def known_search(file: Path | None) -> list[dict[str, Any]]:
+    """Returns what another seed has tried, nothing where none has."""
     if file is None or not file.is_file():
         return []
     return list(files.read(file)["tried"])

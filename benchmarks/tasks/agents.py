@@ -27,6 +27,7 @@ from rc_agents.scoring import Scorer
 
 COSTS = {
     "seconds": "seconds",
+    "cpu_seconds": "seconds",
     "first_token_seconds": "seconds",
     "prompt_tokens": "count",
     "completion_tokens": "count",
@@ -111,9 +112,10 @@ def in_json(answer: str, title: str) -> bool:
 
 
 def codes(bench: Any, count: int, part: str = "held_out") -> list[Fact]:
-    """Returns codes of a part of the demo's facts, drawn by the seed."""
+    """Returns codes of a part of the demo's facts, drawn by the seed; without a bench the same for every seed."""
     pool: Sequence[Fact] = getattr(facts.load(), part)
-    return random.Random(f"agents:{bench.seed}").sample(list(pool), min(count, len(pool)))
+    seed = "" if bench is None else bench.seed
+    return random.Random(f"agents:{seed}").sample(list(pool), min(count, len(pool)))
 
 
 def lookups(bench: Any, count: int, part: str = "held_out") -> list[Ask]:
