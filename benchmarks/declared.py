@@ -77,11 +77,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _any_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
+    if len(kinds) == 1:
+        return _value(kinds[0], value, where)
     for kind in kinds:
-        if kind is type(None):
-            if value is None:
-                return None
-            continue
         try:
             return _value(kind, value, where)
         except ConfigError:
