@@ -45,10 +45,12 @@ class Results:
     Attributes:
         plan: what the suite runs, see `runner.plan`.
         cells: by setting, method and seed.
+        sweep: what `benchmarks.handoffs` has measured, None where it has not.
     """
 
     plan: Mapping[str, Any]
     cells: Mapping[str, Mapping[str, Mapping[int, Record]]]
+    sweep: Record | None = None
 
     @classmethod
     def of(cls, folder: Path) -> Results:
@@ -71,7 +73,8 @@ class Results:
                     if path.is_file():
                         record = files.read(path)
                         cells.setdefault(setting, {}).setdefault(method, {})[seed] = record
-        return cls(plan, cells)
+        file = folder / "sweep.json"
+        return cls(plan, cells, files.read(file) if file.is_file() else None)
 
     def scored(self, setting: str) -> dict[str, dict[int, Record]]:
         """Returns the cells of a setting that have scores, by method in the suite's order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from rc_agents.benchmarks.collected import (
     COUPLED,
@@ -69,6 +70,8 @@ def page(results: Results) -> Page:
         if part["leaks"]:
             lines.insert(0, f"Its test texts train, on purpose: {part['leaks']}")
         sections.append((setting, [table for table in tables if table.rows], lines))
+    if results.sweep:
+        sections.append(("Cost of text between models", _sweeps(results.sweep), []))
     sections.append(("Where the figures come from", [_sources(results)], _closing(results)))
     return Page(f"Suite {results.plan['suite']}", results.plan["about"], sections)
 
@@ -187,6 +190,45 @@ def _tried(one: Mapping[str, object]) -> str:
     shown = [f"{name} {one[name]:.3f}" for name in ("loss", "exact", "perplexity") if name in one]
     other = f", by seed {one['seed']}" if "seed" in one else ""
     return f"{what}: {', '.join(shown)}{other}"
+
+
+def _sweeps(sweep: Record) -> list[Table]:
+    """How many times as long text between models takes as the coupled pass, by what varies."""
+    tables = []
+    usual = {name: _usual([row[name] for row in sweep["rows"]]) for name in VARIED}
+    for varied, told in VARIED.items():
+        rows, plots = [], []
+        for row in sorted(sweep["rows"], key=lambda one: one[varied]):
+            if any(row[name] != usual[name] for name in VARIED if name != varied):
+                continue
+            seconds = row["seconds"]
+            cells = [str(row[varied]), f"{median(seconds['coupled']):.2f}"]
+            for name in ("one_shot", "multi_turn", "anchor"):
+                pairs = zip(seconds[name], seconds["coupled"], strict=True)
+                each = [one / coupled for one, coupled in pairs]
+                cells.append(f"{median(each):.2f} ({min(each):.2f} to {max(each):.2f})")
+                if name != "anchor":
+                    found = Interval(median(each), min(each), max(each))
+                    plots.append((f"{name}, {row[varied]}", found))
+            rows.append(cells)
+        others = ", ".join(f"{VARIED[name]} {usual[name]}" for name in VARIED if name != varied)
+        head = [told, "coupled pass s", "one-shot handoff", "multi-turn handoff", "anchor alone"]
+        rounds = len(seconds["coupled"])
+        note = f"Times as long as the coupled pass: median of {rounds} rounds, least and most; {others}."
+        tables.append(Table(told, head, rows, note, {"times as long as the coupled pass": plots}))
+    return tables
+
+
+VARIED = {
+    "told": "tokens of a hand-over",
+    "answer": "tokens of the answer",
+    "context": "tokens of the question",
+    "agents": "specialists",
+}
+
+
+def _usual(values: Sequence[int]) -> int:
+    return max(sorted(set(values)), key=list(values).count)
 
 
 def _sources(results: Results) -> Table:

@@ -29,7 +29,7 @@ from rc_agents.scoring import Cost, Likelihood, Loss
 Build = Callable[[int], Runnable[Any, str]]
 """From the most tokens of an answer to what answers `{"question": ...}`."""
 
-TOLD_TOKENS = 32
+TOLD_TOKENS = 24
 READ = {
     "expert": "An expert was asked: {question}\nThe expert said: {told}\n\nNow answer: {question}",
     "note": "Note: {told}\n\n{question}",
@@ -40,7 +40,7 @@ REVISE = "{question}\nYour first answer: {draft}\nAn expert says: {verdict}\nGiv
 ROUTE = (
     "Which expert should answer? Say only one word: {names} or none.\nQuestion: {question}\nExpert:"
 )
-VALIDATED = 8  # questions that choose among prompts
+VALIDATED = 6  # questions that choose among prompts
 
 
 class Counter(BaseCallbackHandler):
