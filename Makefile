@@ -50,7 +50,9 @@ wheel: $(VENV)/dev.stamp ## Build the wheel, and unpack it in build/installed
 docs: $(VENV)/dev.stamp ## Write the pages that are generated
 	$(BIN)/python -m typer rc_agents.cli utils docs --name rc-agents --output docs/cli.md
 
-bench: bench-speed bench-train ## Run the benchmarks
+bench: $(VENV)/dev.stamp ## Run the smallest suite of benchmarks, and its report (docs/benchmarks.md has the others)
+	$(BIN)/rc-agents bench --suite smoke --output reports/smoke
+	$(BIN)/rc-agents bench report --output reports/smoke
 
 bench-speed: $(VENV)/dev.stamp ## Time coupled passes against the frozen models' own
 	$(BIN)/python -m rc_agents.benchmarks.speed

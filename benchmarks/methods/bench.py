@@ -375,7 +375,8 @@ class Bench:
         """
         if self.domain:
             return {"loss": domain_loss(scorer, self.domain)}
-        right, likely = "", []
+        right: str = ""
+        likely: list[float] = []
         if self.setting.lessons:
             right, likely = self._lookups(scorer)
         for one in self.exams:

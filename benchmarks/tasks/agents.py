@@ -142,7 +142,7 @@ def _routing(bench: Any, count: int) -> list[Ask]:
     asked = texts.questions(400 + count)[: (count + 1) // 2]
     expected = bench.chat_reference(asked)
     general = [
-        Ask(question, lambda answer, own=own: answer.strip() == own.strip())  # type: ignore[misc]
+        Ask(question, lambda answer, own=own: answer.strip() == own.strip())
         for question, own in zip(asked, expected, strict=True)
     ]
     mixed = [*lookups(bench, count // 2), *general]
