@@ -687,15 +687,6 @@ def test_agents_count_what_every_model_reads_and_writes(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_smoke_suite_runs_and_reports(tmp_path, monkeypatch):
-    monkeypatch.setenv("RC_AGENTS_CACHE", str(tmp_path / "cache"))
-    made = Run(suite.load("smoke"), tmp_path / "out", tmp_path / "kept", say=lambda line: None)
-    assert made() == []
-    page = suite_report.page(collected.Results.of(tmp_path / "out"))
-    assert {heading for heading, _, _ in page.sections} > {"text", "knowledge", "agents"}
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["published", "heterogeneous", "packaged"])
 def test_a_suite_runs_on_stand_ins(name, tmp_path, monkeypatch):
     monkeypatch.setenv("RC_AGENTS_CACHE", str(tmp_path / "cache"))
