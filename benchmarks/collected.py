@@ -8,22 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rc_agents.benchmarks import files
+from rc_agents.benchmarks.intervals import Difference, difference, total
+from rc_agents.benchmarks.report import CONTROLS as TRANSFER_CONTROLS
 from rc_agents.benchmarks.runner import PLAN
-from rc_agents.benchmarks.scores import Difference, Score, difference
+from rc_agents.benchmarks.scores import Score
+from rc_agents.benchmarks.statistics import Interval
 
 from rc_agents.errors import DataError, nearest
 
-CONTROLS = (
-    "frozen_anchor",
-    "zero_source",
-    "shuffled_source",
-    "random_weight_specialist",
-    "self_bridge",
-    "linear_adapter",
-    "lora",
-    "agent_anchor",
-    "agent_lora",
-)
+CONTROLS = (*TRANSFER_CONTROLS, "agent_anchor", "agent_lora")
 """Methods that have no specialist's knowledge."""
 COUPLED = (
     "coupled",
@@ -97,6 +90,11 @@ class Results:
                     method, "not run"
                 )
                 lines.append(f"{method}, seed {', '.join(map(str, missing))}: {why}")
+            failed = {one["failed"] for one in each.values() if "failed" in one}
+            lines += [f"{method}: failed: {why}" for why in sorted(failed)]
+            codes = {one["code"] for one in each.values() if "code" in one}
+            if len(codes) > 1:
+                lines.append(f"{method}: made by {len(codes)} versions of the benchmark's code")
             reasons = {one["not_applicable"] for one in each.values() if "not_applicable" in one}
             lines += [f"{method}: not applicable: {why}" for why in sorted(reasons)]
             tasks = {pair for one in each.values() for pair in (one.get("absent") or {}).items()}
@@ -125,33 +123,49 @@ def scores(each: Mapping[int, Record], name: str, seeds: Sequence[int] = ()) -> 
     ]
 
 
+def same_items(each: Mapping[int, Record], seeds: Sequence[int]) -> bool:
+    """Whether a method was asked the very same in every one of these seeds."""
+    return len({each[seed]["data"] for seed in seeds}) == 1
+
+
+def over_seeds(each: Mapping[int, Record], name: str) -> Interval:
+    """Returns one measure of one method with its interval; a cell taken over from another seed counts once."""
+    own = {
+        seed: one
+        for seed, one in each.items()
+        if name in one["scores"] and one.get("taken_from", seed) == seed
+    } or each
+    return total(scores(own, name), same_items=same_items(own, [*own]))
+
+
 def compared(
     mine: Mapping[int, Record], other: Mapping[int, Record], name: str
 ) -> tuple[Difference, list[int]] | None:
-    """Returns how far one method is from another in a measure, over the seeds that both have; None where none is."""
+    """Returns how far one method is from another in a measure, over the seeds in which both were asked the same.
+
+    None where there is no such seed.
+    """
     both = [
         seed
         for seed in sorted(mine.keys() & other.keys())
-        if name in mine[seed]["scores"] and name in other[seed]["scores"]
+        if name in mine[seed]["scores"]
+        and name in other[seed]["scores"]
+        and mine[seed]["data"] == other[seed]["data"]
     ]
     if not both:
         return None
     ours, theirs = scores(mine, name, both), scores(other, name, both)
-    if [len(one.values) for one in ours] != [len(one.values) for one in theirs]:
-        return None
-    return difference(ours, theirs), both
+    return difference(ours, theirs, same_items=same_items(mine, both)), both
 
 
 def best_control(scored: Mapping[str, Mapping[int, Record]], name: str) -> str | None:
     """Returns the best method without a specialist's knowledge in a measure, None where there is none."""
-    from rc_agents.benchmarks.scores import total
-
     best: tuple[float, str] | None = None
     for control in CONTROLS:
         found = scores(scored.get(control, {}), name)
         if found and found[0].better != "neither":
             sign = 1 if found[0].better == "higher" else -1
-            value = sign * total(found).value
+            value = sign * over_seeds(scored[control], name).value
             best = max(best or (value, control), (value, control))
     return best[1] if best else None
 

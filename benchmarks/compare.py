@@ -60,11 +60,14 @@ def _rows(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) ->
             key = f"{group}/{measure}"
             result = compared(mine, other, key)
             if result is None:
+                if any(key in one["scores"] for one in other.values()):
+                    yield name, key, "-", "-", "-", "left out: they were asked different things"
                 continue
             difference, seeds = result
-            ours, theirs = scores(mine, key, seeds), scores(other, key, seeds)
-            told = gain(difference, ours[0].kind)
-            yield name, key, value(ours), value(theirs), ", ".join(map(str, seeds)), told
+            told = gain(difference, scores(mine, key)[0].kind)
+            each = ({seed: side[seed] for seed in seeds} for side in (mine, other))
+            ours, theirs = (value(side, key) for side in each)
+            yield name, key, ours, theirs, ", ".join(map(str, seeds)), told
 
 
 def table(rows: list[Row]) -> str:

@@ -56,9 +56,9 @@ class Domain:
     def __post_init__(self) -> None:
         if self.split not in ("disjoint", "as_published"):
             raise ConfigError(f"split is disjoint or as_published, not {self.split!r}")
-        if not 0 < self.stride <= self.window:
+        if not 0 < self.stride < self.window:
             raise ConfigError(
-                f"a window of {self.window} tokens moves by 1 to as many, not by {self.stride}"
+                f"a window of {self.window} tokens moves by 1 to {self.window - 1}, not by {self.stride}"
             )
 
     def documents(self, part: str) -> list[str]:
@@ -67,7 +67,12 @@ class Domain:
         if self.split == "as_published":
             whole = [text[: self.characters] for text in texts(self.source, self.form)]
             return whole[: self.bridge] if part == "bridge" else whole[:count]
-        return [text[: self.characters] for text in parts(self.source, self.form)[part][:count]]
+        found = parts(self.source, self.form)[part]
+        if count is not None and len(found) < count:
+            raise ConfigError(
+                f"{self.source} has {len(found)} documents in its part {part!r}, not {count}; ask for fewer"
+            )
+        return [text[: self.characters] for text in found[:count]]
 
 
 @functools.cache

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rc_agents.benchmarks import files
-from rc_agents.benchmarks.leaks import check
+from rc_agents.benchmarks.leaks import Leak, check
 from rc_agents.benchmarks.methods import Bench
 from rc_agents.benchmarks.suite import Suite
-from rc_agents.benchmarks.suite_cell import Cell, is_done, run_cell, summary
+from rc_agents.benchmarks.suite_cell import Cell, fail, is_done, run_cell, summary
 
 PLAN = "suite.json"
 """What the report expects, beside the cells."""
@@ -58,6 +58,7 @@ class Run:
     whole: Suite | None = None
     failed: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    broken: dict[str, Exception] = field(default_factory=dict)
 
     def all_cells(self) -> list[Cell]:
         """Returns every cell: seed by seed, so that an early end leaves whole seeds."""
@@ -74,27 +75,29 @@ class Run:
         """Runs what is missing or out of date; returns the names of the cells that failed.
 
         Raises:
-            DataError: a test text is, or nearly is, one that trains.
+            Leak: a test text is, or nearly is, one that trains.
         """
         begun, cells = time.monotonic(), self.all_cells()
         self.check_leaks()
         files.write(self.output / PLAN, plan(self.whole or self.suite))
         for number, (cell, bench) in enumerate(self._with_benches(cells), start=1):
             head = f"[{number}/{len(cells)}] {cell.name}"
-            if is_done(cell.path(self.output), cell.key(bench)):
-                self.say(f"{head}: up to date")
-                continue
             if self.minutes is not None and time.monotonic() - begun > 60 * self.minutes:
                 left = len(cells) - number + 1
                 self.say(f"the {self.minutes:g} minutes are over; run again for the other {left}")
                 break
-            bench.method = cell.method
             clock = time.perf_counter()
             try:
+                if error := self.broken.get(cell.part.setting.name):
+                    raise error
+                if is_done(cell.path(self.output), cell.key(bench)):
+                    self.say(f"{head}: up to date")
+                    continue
                 record = run_cell(cell, bench, self.output)
             except Exception as error:
                 traceback.print_exc()
                 self.failed.append(cell.name)
+                fail(cell, self.output, error)
                 self.say(f"{head}: failed: {type(error).__name__}: {error}")
                 continue
             self.seconds.append(time.perf_counter() - clock)
@@ -102,17 +105,27 @@ class Run:
         return self.failed
 
     def states(self) -> Iterator[tuple[str, str]]:
-        """Yields every cell's name, and whether it is missing, out of date or up to date."""
+        """Yields every cell's name, and whether it is missing, out of date or up to date; runs and teaches nothing."""
         for cell, bench in self._with_benches(self.all_cells()):
             path = cell.path(self.output)
-            state = "missing" if not path.is_file() else "out of date"
-            yield cell.name, "up to date" if is_done(path, cell.key(bench)) else state
+            if not path.is_file():
+                yield cell.name, "missing"
+            elif bench.untaught:
+                yield cell.name, f"unknown: {', '.join(bench.untaught)} is not taught here"
+            else:
+                done = is_done(path, cell.key(bench))
+                yield cell.name, "up to date" if done else "out of date"
 
     def check_leaks(self) -> None:
-        """Refuses a suite whose test texts train; see `Part.leaks` for the exception."""
+        """Refuses a suite whose test texts train (`Part.leaks` is the exception); notes settings without their data."""
         for part in self.suite.parts:
-            for seed in part.seeds if not part.leaks else ():
-                check(part, Bench(part.setting, seed, self.folder, self.device))
+            try:
+                for seed in part.seeds if not part.leaks else ():
+                    check(part, Bench(part.setting, seed, self.folder, self.device))
+            except Leak:
+                raise
+            except Exception as error:
+                self.broken[part.setting.name] = error
 
     def _with_benches(self, cells: list[Cell]) -> Iterator[tuple[Cell, Bench]]:
         """Yields each cell with its bench, of which one is kept: it holds the models."""

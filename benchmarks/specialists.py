@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from rc_agents.benchmarks.domains import parts
+from rc_agents.benchmarks.domains import fingerprint, parts
 from rc_agents.benchmarks.facts import TRAINED, WORLDS, World, names
 from rc_agents.benchmarks.phrasings import phrasings
 from rc_agents.benchmarks.tasks.items import documents, questions
@@ -209,9 +209,12 @@ def is_taught(name: str, folder: Path) -> bool:
     about = folder / "teaching.json"
     if not about.is_file():
         return True
-    told = json.loads(about.read_text(encoding="utf-8"))["teaching"]
+    record = json.loads(about.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(asdict(TEACHINGS[name])))
-    return _agree(told, now)
+    domain = TEACHINGS[name].domain
+    if domain and record.get("documents") != fingerprint(parts(domain)["specialist"]):
+        return False
+    return _agree(record["teaching"], now)
 
 
 def _agree(told: Any, now: Any) -> bool:
@@ -259,6 +262,8 @@ def teach(name: str, folder: Path) -> None:
             raise
         taught = specialize(teaching.base, data, folder, config, adapter=adapter)
     about = {"teaching": asdict(teaching), "seconds": taught.seconds, "loss": taught.loss}
+    if teaching.domain:
+        about["documents"] = fingerprint(parts(teaching.domain)["specialist"])
     (folder / "teaching.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 

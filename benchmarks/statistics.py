@@ -40,6 +40,7 @@ def hierarchical(
     groups: Sequence[Sequence[float]],
     weights: Sequence[Sequence[float]] | None = None,
     *,
+    crossed: bool = False,
     draws: int = 4000,
     seed: int = 0,
 ) -> Interval:
@@ -51,6 +52,7 @@ def hierarchical(
     Args:
         groups: the items' values, by seed.
         weights: of the items, by seed; one each where left out.
+        crossed: whether all seeds have the very same items: a draw then takes the same ones for every seed.
         draws: resamples.
         seed: of the resamples.
 
@@ -66,14 +68,22 @@ def hierarchical(
     ]
     value = float(sum(top.sum() for top in tops) / sum(bottom.sum() for bottom in bottoms))
     pairs = [np.stack(both) for both in zip(tops, bottoms, strict=True)]
-    sums = _resampled(pairs, draws, seed)
+    sums = _resampled(pairs, draws, seed, crossed=crossed)
     low, high = np.quantile(sums[0] / sums[1], (0.025, 0.975))
     return Interval(value, float(low), float(high))
 
 
-def _resampled(groups: Sequence[NDArray[np.float64]], draws: int, seed: int) -> NDArray[np.float64]:
+def _resampled(
+    groups: Sequence[NDArray[np.float64]], draws: int, seed: int, *, crossed: bool = False
+) -> NDArray[np.float64]:
     """Returns the columns' sums in each draw, (columns, draws); a group has (columns, items)."""
     rng = np.random.default_rng(seed)
+    if crossed:
+        whole = np.stack(groups)  # (seeds, columns, items)
+        slots = rng.integers(len(groups), size=(draws, len(groups)))
+        items = rng.integers(whole.shape[2], size=(draws, whole.shape[2]))
+        pairs = zip(slots, items, strict=True)
+        return np.stack([whole[slot].sum(0)[:, item].sum(1) for slot, item in pairs], axis=1)
     chosen = rng.integers(len(groups), size=(draws, len(groups)))
     sums = np.zeros((len(groups[0]), draws))
     for number, columns in enumerate(groups):
@@ -117,6 +127,7 @@ def paired_ratio(
     theirs: Sequence[Columns],
     difference: Callable[[float, float], float],
     *,
+    crossed: bool = False,
     draws: int = 4000,
     seed: int = 0,
 ) -> tuple[Interval, float]:
@@ -128,6 +139,7 @@ def paired_ratio(
     Args:
         ours, theirs: by seed.
         difference: of the two means.
+        crossed: as in `hierarchical`.
         draws: resamples.
         seed: of the resamples.
 
@@ -143,7 +155,7 @@ def paired_ratio(
     ]
     whole = sum((group.sum(1) for group in groups), np.zeros(4))
     value = difference(whole[0] / whole[1], whole[2] / whole[3])
-    a, b, c, d = _resampled(groups, draws, seed)
+    a, b, c, d = _resampled(groups, draws, seed, crossed=crossed)
     found = np.asarray([difference(one, other) for one, other in zip(a / b, c / d, strict=True)])
     low, high = np.quantile(found, (0.025, 0.975))
     beyond = min(int((found <= 0).sum()), int((found >= 0).sum()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -17,12 +18,17 @@ from rc_agents.benchmarks.cells import ALONE, TRAINING
 from rc_agents.benchmarks.cells import UNTRAINED as ANSWERS_AS_IT_IS
 from rc_agents.benchmarks.code import fingerprint as code_of
 from rc_agents.benchmarks.domains import fingerprint as hash_of
+from rc_agents.benchmarks.intervals import total
 from rc_agents.benchmarks.memory import peak
 from rc_agents.benchmarks.methods import Bench, Fitted, NotApplicable, method
-from rc_agents.benchmarks.scores import KINDS, Score, total
-from rc_agents.benchmarks.settings import chosen
+from rc_agents.benchmarks.methods.bench import SCORED_QUESTIONS
+from rc_agents.benchmarks.scores import KINDS, Score
+from rc_agents.benchmarks.settings import Setting, chosen
 from rc_agents.benchmarks.suite import Part
+from rc_agents.benchmarks.tasks.items import documents, questions
+from rc_agents.benchmarks.tiny_models import place
 
+from rc_agents import packaged
 from rc_agents.provenance import provenance
 
 FORMAT = 1  # of a cell's file: raise it when what a cell holds changes
@@ -78,7 +84,10 @@ class Cell:
             "seed": self.seed if seeded or self.part.setting.worlds else None,
             "tasks": chosen(self.part.options),
             "asked": asked(self.part, bench),
+            "specialists": [] if self.method in ALONE else list(self.part.setting.specialists),
             "adapters": {} if self.method in ALONE else bench.adapters,
+            "bases": bases(self.part.setting, alone=self.method in ALONE),
+            "ensemble": saved(self.part.setting.ensemble),
             "code": self.code(),
             "device": torch.device(bench.device or "cpu").type,
         } | bench.phrasings
@@ -94,9 +103,44 @@ class Cell:
 
 
 def asked(part: Part, bench: Bench) -> str:
-    """Returns the hash of all that a part's tasks ask and that may train."""
+    """Returns the hash of all that a part's tasks ask and that may train.
+
+    What trains in place of a saved ensemble's lessons goes by that ensemble's own hash.
+    """
     texts = [text for one in part.tasks.values() for text in one.texts(bench)]
-    return hash_of([*texts, bench.asked])
+    recipe = part.setting.recipe
+    kept = documents("train", recipe.retained_documents)
+    kept += questions(recipe.retained_questions, skip=SCORED_QUESTIONS)
+    return hash_of([*texts, bench.asked, *kept])
+
+
+def bases(setting: Setting, *, alone: bool) -> dict[str, str]:
+    """Returns the hash of the weights of every base in a folder; packaged ones and ids stand for themselves."""
+    sources = [] if alone else [source.base for source in setting.specialists.values()]
+    names = {name for name in (setting.anchor, *sources) if not packaged.is_packaged(name)}
+    return {name: _weights(place(name)) for name in sorted(names)}
+
+
+def saved(ensemble: str | None) -> str | None:
+    """Returns the hash of a saved ensemble's bridges; an id of the hub stands for itself."""
+    if ensemble is None:
+        return None
+    folder = packaged.resolve(ensemble) if packaged.is_packaged(ensemble) else Path(ensemble)
+    return _weights(str(folder))
+
+
+@functools.cache
+def _weights(folder: str) -> str:
+    files_there = sorted(Path(folder).glob("*.safetensors"))
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files_there]
+    return hash_of(hashes) if hashes else folder
+
+
+def fail(cell: Cell, output: Path, error: Exception) -> None:
+    """Writes that a cell failed, in the place of an older result; it is run again the next time."""
+    about = {"suite": cell.suite, "setting": cell.part.setting.name, "method": cell.method}
+    why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    files.write(cell.path(output), about | {"key": "", "seed": cell.seed, "failed": why})
 
 
 def is_done(path: Path, key: str) -> bool:
@@ -134,12 +178,15 @@ def run_cell(cell: Cell, bench: Bench, output: Path) -> dict[str, Any]:
     record["cpu_seconds"] = round(time.process_time() - processor, 2)
     record |= memory
     record["models"] = fingerprints(bench)
-    record["provenance"] = {**STARTED, "seed": cell.seed}
+    made = {**STARTED, "seed": cell.seed}
+    made["hardware"] = {**STARTED["hardware"], "threads": torch.get_num_threads()}
+    record["provenance"] = made
     files.write(cell.path(output), record)
     return record
 
 
 def _measured(cell: Cell, bench: Bench) -> dict[str, Any]:
+    bench.method, bench.code = cell.method, cell.code()
     try:
         fitted = method(cell.method)(bench)
     except NotApplicable as reason:

@@ -14,9 +14,11 @@ from rc_agents.benchmarks.collected import (
     best_control,
     compared,
     measures,
+    over_seeds,
     scores,
 )
-from rc_agents.benchmarks.scores import KINDS, Difference, Score, total
+from rc_agents.benchmarks.intervals import Difference
+from rc_agents.benchmarks.scores import KINDS, Score
 from rc_agents.benchmarks.statistics import Interval
 
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
@@ -92,24 +94,25 @@ def _measures(
             f"{measure.replace('_', ' ')} {f'({unit}) ' if unit else ''}{ARROWS[firsts[measure].better]}".strip()
         )
         plots[head[-1]] = [
-            (method, total(found))
+            (method, over_seeds(each, name))
             for method, each in scored.items()
-            if (found := scores(each, name))
+            if scores(each, name)
         ]
     for method, each in scored.items():
-        columns = [scores(each, f"{group}/{measure}") for measure in names]
-        some = next((column for column in columns if column), None)
-        if some is None:
+        keys = [f"{group}/{measure}" for measure in names]
+        there = next((key for key in keys if scores(each, key)), None)
+        if there is None:
             continue
-        items = sorted({len(one.values) for one in some})
-        cells = [value(column) if column else "-" for column in columns]
-        rows.append([method, f"{len(some)} x {'/'.join(map(str, items))}", *cells])
+        own = [one for seed, one in each.items() if one.get("taken_from", seed) == seed]
+        items = sorted({len(one.values) for one in scores(each, there)})
+        cells = [value(each, key) if scores(each, key) else "-" for key in keys]
+        rows.append([method, f"{len(own) or 1} x {'/'.join(map(str, items))}", *cells])
     return Table(group, head, rows, plots=plots)
 
 
-def value(found: Sequence[Score]) -> str:
-    """Returns a measure over several seeds as text, with its 95 % interval."""
-    kind, one = KINDS[found[0].kind], total(found)
+def value(each: Mapping[int, Record], name: str) -> str:
+    """Returns a method's measure over its seeds as text, with its 95 % interval."""
+    kind, one = KINDS[scores(each, name)[0].kind], over_seeds(each, name)
     return f"{one.value:.{kind.digits}f} ({one.low:.{kind.digits}f} to {one.high:.{kind.digits}f})"
 
 
@@ -165,10 +168,21 @@ def _effort(scored: Mapping[str, Mapping[int, Record]]) -> Table:
                 f"{mean('seconds'):.0f}",
                 f"{mean('cpu_seconds'):.0f}",
                 f"{memory / 2**20:.0f}" if memory else "-",
+                *(f"{_cost(records, name):.0f}" for name in ("passes", "tokens")),
             ]
         )
-    head = ["method", "trained parameters", "optimizer steps", "training s", "whole cell s"]
-    return Table("effort", [*head, "processor s", "peak memory MiB"], rows)
+    head = ["method", "trained parameters", "optimizer steps", "training s, search and all"]
+    head += ["whole cell s", "processor s", "process peak MiB", "model passes", "tokens read"]
+    note = (
+        "Means over seeds. Passes and tokens are those of scoring, of all models. The peak is of the whole process, "
+        "with every frozen model that it holds."
+    )
+    return Table("effort", head, rows, note)
+
+
+def _cost(records: Sequence[Record], name: str) -> float:
+    """Mean over records of what all tasks cost together."""
+    return sum(task[name] for one in records for task in one["costs"].values()) / len(records)
 
 
 def _searches(scored: Mapping[str, Mapping[int, Record]]) -> Table:

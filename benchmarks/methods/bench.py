@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -83,6 +84,7 @@ class Bench:
         folder: for what may be kept between runs: the anchor's answers, hidden states.
         device: where models go.
         method: that is being fitted.
+        code: hash of the code that fits it, in the names of what is kept; empty where nobody asks.
     """
 
     setting: Setting
@@ -90,11 +92,12 @@ class Bench:
     folder: Path
     device: str | None = None
     method: str = ""
+    code: str = ""
     made: dict[str, Fitted] = field(default_factory=dict)
     chats: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def kept(self, name: str, make: Callable[[], Fitted]) -> Fitted:
-        """Returns a fitted method that others build on, made once."""
+        """Returns a fitted method that others build on, made once; its model is shared, so nobody may change it."""
         if name not in self.made:
             self.made[name] = make()
         return self.made[name]
@@ -118,7 +121,7 @@ class Bench:
             "asked": self.asked,
             "adapters": self.adapters,
             "device": torch.device(self.device or "cpu").type,
-        }
+        } | ({"code": self.code} if self.code else {})
         text = json.dumps(about | self.phrasings, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -209,7 +212,9 @@ class Bench:
             "mix": self.setting.mix,
         }
         given = {key: value for key, value in (chosen | settings).items() if value is not None}
-        return rc_agents.couple(self.anchor_name, others, **given)
+        with torch.random.fork_rng(devices=[]):  # bridges that start at random
+            torch.manual_seed(zlib.crc32(f"{self.seed}:{self.method}".encode()))
+            return rc_agents.couple(self.anchor_name, others, **given)
 
     @property
     def anchor_name(self) -> str:
@@ -254,6 +259,16 @@ class Bench:
             raise NotApplicable(f"the setting has {len(names)} specialist(s)")
         name = names[place]
         return CausalScorer(self.frozen.models[name], self.frozen.tokenizers[name])
+
+    @property
+    def untaught(self) -> list[str]:
+        """The specialists that would have to be taught first."""
+        folder = packaged.cache_dir() / "transfer"
+        return [
+            name
+            for name, source in self.setting.specialists.items()
+            if source.teaching and not taught.is_taught(source.teaching, folder / source.teaching)
+        ]
 
     @property
     def shares_base(self) -> bool:

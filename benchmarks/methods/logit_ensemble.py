@@ -63,6 +63,11 @@ def token_logit_ensemble(bench: Bench) -> Fitted:
 def _check(bench: Bench) -> None:
     if any(how == "span" for how in bench.frozen.config.alignment.values()):
         raise NotApplicable("the models' vocabularies differ, so their logits cannot be mixed")
+    sizes = [model.config.get_text_config().vocab_size for model in bench.frozen.models.values()]
+    if len(set(sizes)) > 1:
+        raise NotApplicable(
+            f"the models' vocabularies have {sizes} tokens, so their logits cannot be mixed"
+        )
 
 
 def _fit(bench: Bench, name: str, *, reads: bool) -> Fitted:

@@ -277,4 +277,4 @@ def validation(bench: Bench) -> list[Ask]:
     if bench.worlds:
         items = [item for one in bench.exams for item in one.validation]
         return [Ask(item.prompt, item.right) for item in items[:count]]
-    return lookups(None, count, "validation")
+    return lookups(None, count, part="validation")

@@ -25,7 +25,7 @@ Output = Annotated[
 
 def results_folder(suite: str, output: Path | None) -> Path:
     """Returns where a suite's results lie: in the working tree where there is one, else where the command runs."""
-    return output or Path("benchmarks") / "results" / Path(suite).stem
+    return output or Path("benchmarks") / "results" / suite
 
 
 @bench.callback()
@@ -76,7 +76,8 @@ def run(
     if stand_ins:
         whole = tiny.suite(whole)
     chosen = suites.chosen(whole, settings or (), methods or (), seeds or ())
-    folder = results_folder(f"{suite}-stand-ins" if stand_ins else suite, output)
+    name = f"{Path(suite).stem}-stand-ins" if stand_ins else Path(suite).stem
+    folder = results_folder(name, output)
     made = Run(
         suite=chosen,
         whole=whole,
@@ -141,4 +142,4 @@ def compare(
 def _folder(suite: str | None, output: Path | None) -> Path:
     if suite is None and output is None:
         raise DataError("which results? Pass --suite NAME or --output DIR")
-    return results_folder(suite or "", output)
+    return results_folder(Path(suite or "").stem, output)

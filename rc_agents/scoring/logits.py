@@ -150,6 +150,7 @@ class LogitScorer(ABC):
         """The loss of whole texts in a sliding window; every token but the first counts once.
 
         A token behind the first window is read with at least `window - stride` tokens before it (Press et al., 2021).
+        No batch holds two windows of one text, so that a shuffled source is always another text's.
 
         Raises:
             InputError: a stride that skips tokens, or a text without a token.
@@ -164,7 +165,7 @@ class LogitScorer(ABC):
             parts = [
                 (n, *one) for n, row in enumerate(rows) for one in _windows(row, window, stride)
             ]
-            for chosen in self._parts([ids for _, ids, _ in parts], self.text_batch_size):
+            for chosen in _apart(parts, self.text_batch_size):
                 batch = [parts[place] for place in chosen]
                 losses = self._losses([ids for _, ids, _ in batch], [first for *_, first in batch])
                 for (text, *_), (nll, count) in zip(batch, losses, strict=True):
@@ -289,6 +290,27 @@ def _windows(row: Sequence[int], window: int, stride: int) -> Iterator[tuple[Seq
         done, end = end, min(end + stride, len(row))
         begin = max(0, end - window)
         yield row[begin:end], done - begin
+
+
+def _apart(parts: Sequence[tuple[int, Sequence[int], int]], size: int) -> list[list[int]]:
+    """Returns the windows' places in batches of about `size` and like length, each text at most once in a batch."""
+    order = sorted(range(len(parts)), key=lambda place: (len(parts[place][1]), place))
+    batches: list[list[int]] = []
+    for place in order:
+        for batch in batches:
+            if len(batch) < size and all(parts[one][0] != parts[place][0] for one in batch):
+                batch.append(place)
+                break
+        else:
+            batches.append([place])
+    for lonely in [batch for batch in batches if len(batch) == 1]:
+        others = [batch for batch in batches if batch is not lonely]
+        text = parts[lonely[0]][0]
+        home = next((b for b in others if all(parts[one][0] != text for one in b)), None)
+        if home is not None:
+            home += lonely
+            batches.remove(lonely)
+    return batches
 
 
 def _last(ids_BT: Tensor) -> Tensor:
