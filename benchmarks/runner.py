@@ -32,7 +32,8 @@ def plan(suite: Suite) -> dict[str, Any]:
         for part in suite.parts
     }
     about = {"suite": suite.name, "about": suite.about}
-    return about | {"settings": parts, "absent": dict(suite.absent)}
+    beside = {"absent": dict(suite.absent), "published": dict(suite.published)}
+    return about | {"settings": parts} | beside
 
 
 @dataclass

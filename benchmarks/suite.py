@@ -11,6 +11,7 @@ settings:
     domain: {source: medical}
     methods: ["@core", unilateral]
     tasks: {text: {}, forgetting: {documents: 32}}
+published: {medical: {text/perplexity: {lora: 12.3}}}   # figures of others, set beside ours
 absent: {lora: why this suite does without it}
 ```
 """
@@ -64,12 +65,14 @@ class Suite:
         about: one line for the report.
         parts: its settings.
         absent: methods or tasks that it does without, and why.
+        published: figures of others by setting, measure and method.
     """
 
     name: str
     about: str
     parts: tuple[Part, ...]
     absent: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
 
 def names() -> list[str]:
@@ -104,7 +107,7 @@ def suite_of(name: str, data: Any) -> Suite:
     where = f"suite {name}"
     if not isinstance(data, Mapping) or not isinstance(data.get("settings"), Mapping):
         raise ConfigError(f"{where}: expected a mapping with 'settings'")
-    known = ["about", "seeds", "sets", "defaults", "settings", "absent"]
+    known = ["about", "seeds", "sets", "defaults", "settings", "absent", "published"]
     for key in data:
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}; {nearest(str(key), known)}")
@@ -117,7 +120,19 @@ def suite_of(name: str, data: Any) -> Suite:
         about=str(data.get("about", "")),
         parts=tuple(parts),
         absent=dict(data.get("absent") or {}),
+        published=_published(
+            where, data.get("published") or {}, {part.setting.name for part in parts}
+        ),
     )
+
+
+def _published(where: str, data: Mapping[str, Any], settings: set[str]) -> Mapping[str, Any]:
+    for setting in data:
+        if setting not in settings:
+            raise ConfigError(
+                f"{where}: published figures of {setting!r}, which is no setting; {nearest(setting, sorted(settings))}"
+            )
+    return data
 
 
 def _part(where: str, name: str, own: Mapping[str, Any], data: Mapping[str, Any]) -> Part:

@@ -66,6 +66,7 @@ def page(results: Results) -> Page:
         tables = [
             _measures(scored, group, names) for group, names in measures(scored).items() if scored
         ]
+        tables += [_published(scored, results.plan.get("published", {}).get(setting, {}))]
         tables += [_gains(scored)] if scored else []
         tables += [_effort(scored), _searches(scored)] if scored else []
         lines = [f"Missing: {line}" for line in results.absent(setting)]
@@ -127,6 +128,19 @@ def gain(found: Difference, kind: str) -> str:
         shown = f"{one.value:+.{digits}f} {unit} ({one.low:+.{digits}f} to {one.high:+.{digits}f})"
     verdict = {1: "better", -1: "worse", 0: "no difference shown"}[found.better]
     return f"{shown}, p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}: {verdict}"
+
+
+def _published(
+    scored: Mapping[str, Mapping[int, Record]], figures: Mapping[str, Mapping[str, float]]
+) -> Table:
+    """The figures that others have published, with ours where there are any."""
+    rows = []
+    for name, by_method in figures.items():
+        for method, figure in by_method.items():
+            each = scored.get(method, {})
+            ours = value(each, name) if scores(each, name) else "not run"
+            rows.append([name, method, f"{figure:g}", ours])
+    return Table("beside what is published", ["measure", "method", "published", "here"], rows)
 
 
 def _gains(scored: Mapping[str, Mapping[int, Record]]) -> Table:

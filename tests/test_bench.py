@@ -678,6 +678,19 @@ def test_methods_and_folders_are_compared(trial, tmp_path):
         compare.methods(tmp_path, "a", "b")
 
 
+def test_published_figures_stand_beside_ours():
+    found = suite.load("published")
+    figures = found.published["medical_as_published"]["text/perplexity"]
+    assert figures["coupled"] == 12.01
+    plan = runner.plan(found)
+    page = suite_report.page(collected.Results(plan, {}))
+    told = suite_report.markdown(page)
+    assert "| text/perplexity | coupled | 12.01 | not run |" in told
+    mistaken = PLAIN | {"published": {"txt": {"text/perplexity": {"lora": 1.0}}}}
+    with pytest.raises(ConfigError, match="published figures of 'txt', which is no setting"):
+        suite.suite_of("trial", mistaken)
+
+
 def test_gains_are_against_the_best_control():
     def cell(values):
         score = Score(values=values).to_dict()
