@@ -132,6 +132,12 @@ def _published(where: str, data: Mapping[str, Any], settings: set[str]) -> Mappi
             raise ConfigError(
                 f"{where}: published figures of {setting!r}, which is no setting; {nearest(setting, sorted(settings))}"
             )
+        for measure, figures in data[setting].items():
+            for method, figure in figures.items():
+                if isinstance(figure, bool) or not isinstance(figure, int | float):
+                    raise ConfigError(
+                        f"{where}: published.{setting}.{measure}.{method}: expected a number, got {figure!r}"
+                    )
     return data
 
 
