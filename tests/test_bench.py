@@ -582,15 +582,18 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
         command = [sys.executable, "-c", KILLED, str(tmp_path / name)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
-    assert start("whole").wait(240) == 0
+    def finish(name):
+        with start(name) as running:
+            running.communicate(timeout=240)
+        return running.returncode
+
+    assert finish("whole") == 0
     for pause in (0.0, 0.3, 0.6):
-        running = start("killed")
-        running.stdout.readline()  # one cell more, or the same one
-        time.sleep(pause)
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-        running.stdout.close()
-    assert start("killed").wait(240) == 0
+        with start("killed") as running:
+            running.stdout.readline()  # one cell more, or the same one
+            time.sleep(pause)
+            running.send_signal(signal.SIGKILL)
+    assert finish("killed") == 0
     for one in methods:
         first, second = (
             files.read(tmp_path / name / "out" / "text" / f"{one}-0.json")

@@ -64,7 +64,13 @@ def moe(bench: Bench) -> Fitted:
 def _trained(bench: Bench, **settings: Any) -> Fitted:
     if bench.recipe.edge_bridges:
         raise NotApplicable("the recipe's bridges are solved one after another, for its own edges")
-    return fitted_bridges(bench, bench.couple(**settings), gates="bridge" not in settings)
+    mix = settings.get("mix", bench.setting.mix)
+    return fitted_bridges(
+        bench,
+        bench.couple(**settings),
+        states=mix in (None, "anchor"),  # states replay the anchor's own output alone
+        gates="bridge" not in settings,
+    )
 
 
 def _one_vocabulary(bench: Bench) -> None:
