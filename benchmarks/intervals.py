@@ -21,7 +21,8 @@ def total(scores: Sequence[Score], *, same_items: bool = False) -> Interval:
     """
     kind = KINDS[scores[0].kind]
     weights = [one.weights for one in scores]
-    if len(scores) == 1 and weights == [None] and set(scores[0].values) <= {0.0, 1.0}:
+    shares = scores[0].kind == "share" and set(scores[0].values) <= {0.0, 1.0}
+    if len(scores) == 1 and weights == [None] and shares:
         values = scores[0].values
         found = wilson(int(sum(values)), len(values))
     else:

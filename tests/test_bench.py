@@ -67,6 +67,8 @@ def test_totals_have_known_values():
     assert total([Score(values=[1.0, 0.0, 1.0, 1.0])]).value == 75.0
     loss = Score(values=[2.0, 6.0], weights=[1, 3], kind="perplexity", better="lower")
     assert total([loss]).value == pytest.approx(math.exp(2))
+    calls = total([Score(values=[1.0] * 6, kind="count", better="lower")])
+    assert (calls.value, calls.low, calls.high) == (1.0, 1.0, 1.0)  # six sure counts, no share
     bits = Score(values=[8 * math.log(2)], weights=[4], kind="bits", better="lower")
     assert total([bits]).value == pytest.approx(2.0)
 
