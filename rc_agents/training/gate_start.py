@@ -163,7 +163,7 @@ def read_bridge(
         raise TrainingError(f"read_bridge: {edge.target!r} reads the text in tokens of its own")
     bridge = model.bridge(edge, site)
     kept: list[tuple[Tensor, Tensor]] = []
-    handle = bridge.register_forward_pre_hook(lambda module, args: kept.append(args))
+    handle = bridge.register_forward_pre_hook(lambda module, args: kept.append(args[:2]))
     ends = ("source", "target")
     found: list[dict[str, list[Tensor]]] = [{end: [] for end in ends} for _ in parts]
     ordered = sorted(examples, key=lambda one: len(one.ids))
