@@ -38,6 +38,14 @@ STARTED = provenance(0)
 """Where this process's figures come from: taken before it computes any, as commits may follow while it runs."""
 
 
+def is_current(path: Path, key: str) -> bool:
+    """Whether a cell's file is there and made with this key."""
+    try:
+        return bool(read(path).get("key") == key)
+    except (OSError, ValueError):
+        return False
+
+
 @dataclass(frozen=True)
 class Cell:
     """A method in a setting and a seed."""
@@ -77,10 +85,7 @@ class Cell:
 
     def is_done(self, output: Path, key: str) -> bool:
         """Whether its file is there and made with this key."""
-        try:
-            return bool(read(self.path(output)).get("key") == key)
-        except (OSError, ValueError):
-            return False
+        return is_current(self.path(output), key)
 
     def run(self, bench: Bench, output: Path) -> dict[str, Any]:
         """Fits and scores the method, or takes over another cell of the same key; writes the file and returns it."""

@@ -9,7 +9,8 @@
 `anchor`      the anchor by itself;
 
 each with exactly so many tokens (random ones: only time is measured), and writes every round's seconds to
-`results/agents/sweep.json`, which the report of the suite `agents` reads.
+`results/agents/sweep.json`, which the report of the suite `agents` reads. Points that the file has already are skipped,
+so a killed run goes on; delete the file to take all of them again.
 """
 
 from __future__ import annotations
@@ -128,9 +129,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     started = provenance(0)
-    rows, models = [], {count: ensemble(count) for count in SWEEPS["agents"]}
-    for point in points():
-        times = interleaved(cases(models[point.agents], point), arguments.rounds)
+    rows = files.read(arguments.output)["rows"] if arguments.output.is_file() else []
+    known = [{name: row[name] for name in SWEEPS} for row in rows]
+    models: dict[int, Any] = {}
+    for point in [one for one in points() if asdict(one) not in known]:
+        model = models.get(point.agents) or ensemble(point.agents)
+        models[point.agents] = model
+        times = interleaved(cases(model, point), arguments.rounds)
         rows.append({**asdict(point), "seconds": times})
         middle = {name: round(statistics.median(values), 3) for name, values in times.items()}
         print(point, middle, flush=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rc_agents.benchmarks import files
+from rc_agents.benchmarks.cells import is_current
 from rc_agents.benchmarks.leaks import Leak, check
 from rc_agents.benchmarks.methods import Bench
 from rc_agents.benchmarks.suite import Suite
-from rc_agents.benchmarks.suite_cell import Cell, fail, is_done, run_cell, summary
+from rc_agents.benchmarks.suite_cell import Cell, fail, run_cell, summary
 
 PLAN = "suite.json"
 """What the report expects, beside the cells."""
@@ -91,7 +92,7 @@ class Run:
             try:
                 if error := self.broken.get(cell.part.setting.name):
                     raise error
-                if is_done(cell.path(self.output), cell.key(bench)):
+                if is_current(cell.path(self.output), cell.key(bench)):
                     self.say(f"{head}: up to date")
                     continue
                 record = run_cell(cell, bench, self.output)
@@ -114,7 +115,7 @@ class Run:
             elif bench.untaught:
                 yield cell.name, f"unknown: {', '.join(bench.untaught)} is not taught here"
             else:
-                done = is_done(path, cell.key(bench))
+                done = is_current(path, cell.key(bench))
                 yield cell.name, "up to date" if done else "out of date"
 
     def check_leaks(self) -> None:

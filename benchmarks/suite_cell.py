@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from rc_agents.benchmarks import files
-from rc_agents.benchmarks.cells import ALONE, TRAINING
+from rc_agents.benchmarks.cells import ALONE, STARTED, TRAINING
 from rc_agents.benchmarks.cells import UNTRAINED as ANSWERS_AS_IT_IS
 from rc_agents.benchmarks.code import fingerprint as code_of
 from rc_agents.benchmarks.domains import fingerprint as hash_of
@@ -29,7 +29,6 @@ from rc_agents.benchmarks.tasks.items import documents, questions
 from rc_agents.benchmarks.tiny_models import place
 
 from rc_agents import packaged
-from rc_agents.provenance import provenance
 
 FORMAT = 1  # of a cell's file: raise it when what a cell holds changes
 UNTRAINED = (
@@ -43,8 +42,6 @@ UNTRAINED = (
     "agent_routed",
     "agent_critique",
 )
-STARTED = provenance(0)
-"""Taken before this process computes anything, as commits may follow while it runs."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +138,6 @@ def fail(cell: Cell, output: Path, error: Exception) -> None:
     about = {"suite": cell.suite, "setting": cell.part.setting.name, "method": cell.method}
     why = f"{type(error).__name__}: {' '.join(str(error).split())}"
     files.write(cell.path(output), about | {"key": "", "seed": cell.seed, "failed": why})
-
-
-def is_done(path: Path, key: str) -> bool:
-    """Whether a cell's file is there and made with this key."""
-    try:
-        return bool(files.read(path).get("key") == key)
-    except (OSError, ValueError):
-        return False
 
 
 def run_cell(cell: Cell, bench: Bench, output: Path) -> dict[str, Any]:
