@@ -16,6 +16,7 @@ from rc_agents import RCError, __version__
 from .bench import bench
 from .chat import chat
 from .demo import demo
+from .eval import evaluate
 from .generate import generate
 from .info import info
 from .solve import solve
@@ -24,7 +25,10 @@ from .train import train
 
 PROGRAM = "rc-agents"
 EXTRAS = {
+    "datasets": "data",
     "gguf": "gguf",
+    "langchain_core": "langchain",
+    "lm_eval": "eval",
     "matplotlib": "plots",
     "peft": "train",
     "simple_icd_10_cm": "train",
@@ -42,6 +46,7 @@ app = typer.Typer(
 )
 for command in (demo, info, generate, chat, specialize, solve, train):
     app.command()(command)
+app.command(name="eval")(evaluate)
 app.add_typer(bench, name="bench")
 
 
@@ -77,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
             app(words, prog_name=PROGRAM)
         except SystemExit as done:
             return done.code if isinstance(done.code, int) else 0
-        except (RCError, ModuleNotFoundError) as error:
+        except (RCError, ImportError) as error:
             line = _line(error)
             if debug or line is None:
                 traceback.print_exc()
@@ -91,6 +96,8 @@ def _line(error: Exception) -> str | None:
     """What a user reads of an error, None where it is nobody's fault but ours."""
     if isinstance(error, RCError):
         return " ".join(str(error).split())
+    if type(error) is ImportError and error.name is None:
+        return str(error)  # of one of our own doors, which names the command that mends it
     extra = EXTRAS.get((getattr(error, "name", None) or "").split(".")[0])
     return extra and f"{error.name} is not installed; run: pip install 'rc-agents[{extra}]'"  # type: ignore[attr-defined]
 

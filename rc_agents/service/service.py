@@ -87,6 +87,13 @@ class GenerationService:
         """Returns how many of the anchor's tokens a text or a rendered chat takes."""
         return 0 if prompt == "" else len(self.prompt(prompt).token_ids)
 
+    def context_limit(self) -> tuple[str, int] | None:
+        """Returns the model with the shortest context and that context in the anchor's tokens, None without a limit.
+
+        A model with a tokenizer of its own counts in its own tokens; generation ends where it is full.
+        """
+        return _rows.context_limit(self.model)
+
     def check(self, params: GenerationParams) -> None:
         """Raises `InputError` where the parameters name a specialist that this ensemble does not have."""
         _rows.check_choice(self.model, params)
