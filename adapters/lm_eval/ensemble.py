@@ -28,8 +28,8 @@ class EnsembleLM(HFLM):
         specialists: names that take part, as a list or as `a+b` (lm-eval splits its arguments at commas); "none" for
             the anchor alone; None for all.
         strength: factor on every bridge's update, or a dict by specialist.
-        max_length: of a text in the anchor's tokens; None for the shortest context among the models that read them. Set it
-            lower where a specialist with a tokenizer of its own would need more tokens than its context holds.
+        max_length: of a text in the anchor's tokens; None for the shortest context among the models that read them.
+            Set it lower where a specialist with a tokenizer of its own would need more tokens than its context holds.
         options: `device_map`, `dtype` and `trust_remote_code` for loading; all else goes to lm-eval's `HFLM`.
 
     Raises:
@@ -49,10 +49,13 @@ class EnsembleLM(HFLM):
         loading = {
             key: options.pop(key) for key in LOADING if options.get(key) not in (None, "auto")
         }
-        live = isinstance(pretrained, CoupledForCausalLM)
-        if device is not None and not live:
+        if device is not None:
             loading.setdefault("device_map", device)
-        service = GenerationService(pretrained if live else load(pretrained, **loading))
+        service = GenerationService(
+            pretrained
+            if isinstance(pretrained, CoupledForCausalLM)
+            else load(pretrained, **loading)
+        )
         self.choice: dict[str, Any] = {"specialists": _names(specialists), "strength": strength}
         service.check(GenerationParams(**self.choice))
         if max_length is None and (shortest := service.context_limit()):

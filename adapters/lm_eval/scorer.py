@@ -65,7 +65,7 @@ class ScorerLM(LM):
         for limit, numbers in by_limit.items():
             made = self.scorer.generate([requests[one].args[0] for one in numbers], limit)
             for number, text in zip(numbers, made, strict=True):
-                answers[number] = _cut(text, requests[number].args[1].get("until") or ())
+                answers[number] = _cut(text, requests[number].args[1].get("until") or [])
         return answers
 
 

@@ -11,7 +11,9 @@ from rc_agents.benchmarks.tasks.agents import Agents
 from rc_agents.benchmarks.tasks.choice import Choice
 from rc_agents.benchmarks.tasks.domain import DomainText
 from rc_agents.benchmarks.tasks.forgetting import Forgetting
+from rc_agents.benchmarks.tasks.harness import Harness
 from rc_agents.benchmarks.tasks.knowledge import Knowledge
+from rc_agents.benchmarks.tasks.latency import Latency
 
 from rc_agents.errors import ConfigError, nearest
 from rc_agents.scoring import Scorer
@@ -33,6 +35,8 @@ TASKS: dict[str, type[Any]] = {
     "knowledge": Knowledge,
     "choice": Choice,
     "agents": Agents,
+    "harness": Harness,
+    "latency": Latency,
 }
 
 
