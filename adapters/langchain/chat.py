@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, ClassVar, Literal
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -11,26 +12,45 @@ from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
     BaseMessage,
+    ToolCallChunk,
     convert_to_openai_messages,
 )
 from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.base import OutputParserLike
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.runnables.config import RunnableConfig, get_config_list, run_in_executor
-from pydantic import ConfigDict
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel, ConfigDict
 
 from rc_agents import RCError
 from rc_agents.errors import InputError
-from rc_agents.service import GenerationResult, Prompt
+from rc_agents.service import (
+    Conversation,
+    GenerationResult,
+    Prompt,
+    Reply,
+    ToolCall,
+    check_tools,
+)
 
-from .fields import CoupledFields
+from .fields import CONVERSING, CoupledFields
 from .together import answer, together
 
 
 class ChatCoupled(CoupledFields, BaseChatModel):
     """A LangChain chat model over an ensemble; fields as in `CoupledFields`.
 
-    A batch is one `generate` call (`max_concurrency` bounds its rows). Tools and structured output are not there yet.
+    A batch is one `generate` call (`max_concurrency` bounds its rows). Tools and structured output are guided, so that
+    a call always names a tool that is there and JSON always keeps to its schema; they need the extra `structured`.
     """
+
+    _more: ClassVar[tuple[str, ...]] = CONVERSING
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -44,9 +64,98 @@ class ChatCoupled(CoupledFields, BaseChatModel):
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Returns how many of the anchor's tokens the rendered chat takes."""
-        if tools:
-            raise InputError("ChatCoupled does not support 'tools' yet")
-        return len(self._prompt(messages).token_ids)
+        given = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return len(self._conversation(messages, {"tools": given}).prompt.token_ids)
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: dict[str, Any] | str | bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Returns the model with tools that its answers may call.
+
+        Args:
+            tools: in any form that LangChain knows.
+            tool_choice: "auto", "none", "any" (also "required", True) for some call, a tool's name, or OpenAI's form.
+            parallel_tool_calls: whether one answer may hold several calls; by default one.
+            strict: accepted; calls always keep to their schema.
+            kwargs: more arguments of a call.
+
+        Raises:
+            InputError: a tool or choice of another form.
+        """
+        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        check_tools(formatted, tool_choice)
+        chosen = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
+        return self.bind(
+            tools=formatted,
+            **{name: value for name, value in chosen.items() if value is not None},
+            **kwargs,
+        )
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """Returns the model with answers of a schema.
+
+        Args:
+            schema: a pydantic class, a TypedDict, a JSON schema or a tool in OpenAI's form; `json_mode` does without.
+            method: `json_schema` guides the answer by the schema, `function_calling` has it call a tool of that schema,
+                `json_mode` guides it to be a JSON object alone.
+            include_raw: return `raw`, `parsed` and `parsing_error`.
+            strict: accepted; answers always keep to the schema.
+            kwargs: more arguments of a call.
+
+        Raises:
+            InputError: an unknown method, or no schema where one is needed.
+        """
+        if schema is None and method != "json_mode":
+            raise InputError(f"method {method!r} needs a schema")
+        model = isinstance(schema, type) and is_basemodel_subclass(schema)
+        parser: OutputParserLike[Any]
+        parser = PydanticOutputParser(pydantic_object=schema) if model else JsonOutputParser()
+        seen = {"kwargs": {"method": method}, "schema": schema}
+        if method == "function_calling":
+            tool = convert_to_openai_tool(schema)  # type: ignore[arg-type]
+            name = tool["function"]["name"]
+            bound = self.bind_tools([tool], tool_choice=name, **kwargs)
+            parser = (
+                PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
+                if model
+                else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+            )
+        elif method == "json_schema":
+            form = convert_to_json_schema(schema)  # type: ignore[arg-type]
+            named = {"name": form.get("title", "answer"), "schema": form, "strict": True}
+            bound = self.bind(
+                response_format={"type": "json_schema", "json_schema": named}, **kwargs
+            )
+        elif method == "json_mode":
+            bound = self.bind(response_format={"type": "json_object"}, **kwargs)
+        else:
+            raise InputError(
+                f"method is json_schema, function_calling or json_mode, got {method!r}"
+            )
+        bound = bound.bind(ls_structured_output_format=seen)
+        if not include_raw:
+            return bound | parser
+        parsed = RunnablePassthrough.assign(
+            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
+        )
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=bound) | parsed.with_fallbacks(
+            [failed], exception_key="parsing_error"
+        )
 
     def batch(
         self,
@@ -59,7 +168,7 @@ class ChatCoupled(CoupledFields, BaseChatModel):
         """Answers the inputs in one generation, or in several of `max_concurrency` inputs each."""
         outputs = []
         for part, configs in _parts(inputs, config):
-            with together(self._prompts(part)):
+            with together(self._prompts(part, kwargs)):
                 outputs += super().batch(
                     part, configs, return_exceptions=return_exceptions, **kwargs
                 )
@@ -76,7 +185,7 @@ class ChatCoupled(CoupledFields, BaseChatModel):
         """The same, without holding up the event loop."""
         outputs = []
         for part, configs in _parts(inputs, config):
-            with together(await run_in_executor(None, self._prompts, part)):
+            with together(await run_in_executor(None, self._prompts, part, kwargs)):
                 outputs += await super().abatch(
                     part, configs, return_exceptions=return_exceptions, **kwargs
                 )
@@ -89,12 +198,15 @@ class ChatCoupled(CoupledFields, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        params = self._params(stop, kwargs)
-        result = answer(self.source.get(), self._prompt(messages), params)
+        asked = self._conversation(messages, kwargs)
+        params = asked.params(self._params(stop, kwargs))
+        result = answer(self.source.get(), asked.prompt, params)
+        reply = asked.read(result.text)
         message = AIMessage(
-            content=result.text,
+            content=reply.content,
+            **_calls(reply),
             usage_metadata=_usage(result),
-            response_metadata=self._metadata(result),
+            response_metadata=self._metadata(result, bool(reply.tool_calls)),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -105,30 +217,40 @@ class ChatCoupled(CoupledFields, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        params = self._params(stop, kwargs)
-        with self.source.get().stream(self._prompt(messages), params) as stream:
-            for text in stream:
-                chunk = ChatGenerationChunk(message=AIMessageChunk(content=text))
+        asked = self._conversation(messages, kwargs)
+        params = asked.params(self._params(stop, kwargs))
+        calls = 0
+        with self.source.get().stream(asked.prompt, params) as stream:
+            for piece in asked.pieces(stream):
+                if isinstance(piece, str):
+                    message = AIMessageChunk(content=piece)
+                else:
+                    message = AIMessageChunk(content="", tool_call_chunks=[_chunk(piece, calls)])
+                    calls += 1
+                chunk = ChatGenerationChunk(message=message)
                 if run_manager:
-                    run_manager.on_llm_new_token(text, chunk=chunk)
+                    run_manager.on_llm_new_token(message.text, chunk=chunk)
                 yield chunk
             end = AIMessageChunk(
                 content="",
                 usage_metadata=_usage(stream.result),
-                response_metadata=self._metadata(stream.result),
+                response_metadata=self._metadata(stream.result, bool(calls)),
                 chunk_position="last",
             )
             yield ChatGenerationChunk(message=end)
 
-    def _prompt(self, messages: list[BaseMessage]) -> Prompt:
-        return self.source.get().render([_plain(message) for message in messages])
+    def _conversation(self, messages: list[BaseMessage], kwargs: Mapping[str, Any]) -> Conversation:
+        chosen = {name: kwargs[name] for name in CONVERSING if kwargs.get(name) is not None}
+        plain = [one for message in messages for one in _plain(message)]
+        return self.source.get().converse(plain, **chosen)
 
-    def _prompts(self, inputs: list[LanguageModelInput]) -> list[Prompt]:
+    def _prompts(self, inputs: list[LanguageModelInput], kwargs: Mapping[str, Any]) -> list[Prompt]:
         """The prompts of a batch, without those that cannot be rendered and will say so themselves."""
         prompts = []
         for one in inputs:
             try:
-                prompts.append(self._prompt(self._convert_input(one).to_messages()))
+                messages = self._convert_input(one).to_messages()
+                prompts.append(self._conversation(messages, kwargs).prompt)
             except (RCError, ValueError):
                 continue
         return prompts
@@ -147,16 +269,37 @@ def _usage(result: GenerationResult) -> UsageMetadata:
     return UsageMetadata(input_tokens=counts[0], output_tokens=counts[1], total_tokens=sum(counts))
 
 
-def _plain(message: BaseMessage) -> dict[str, str]:
-    """A message's role and text; what is no text is refused."""
-    converted = convert_to_openai_messages(message, text_format="block")
-    if converted.get("tool_calls") or converted["role"] in ("tool", "function"):
-        raise InputError(
-            f"ChatCoupled does not support tools yet, got a {type(message).__name__} that uses them"
+def _calls(reply: Reply) -> dict[str, Any]:
+    """The calls as a message holds them: those that can be made, and those whose arguments are no JSON object."""
+    valid = [
+        tool_call(name=one.name, args=one.arguments, id=one.id)
+        for one in reply.tool_calls
+        if one.arguments is not None
+    ]
+    invalid = [
+        invalid_tool_call(
+            name=one.name, args=one.text, id=one.id, error="arguments are no JSON object"
         )
-    content = converted.get("content") or ""
-    blocks = [content] if isinstance(content, str) else content
-    return {"role": converted["role"], "content": "".join(_text(block) for block in blocks)}
+        for one in reply.tool_calls
+        if one.arguments is None
+    ]
+    return {"tool_calls": valid, "invalid_tool_calls": invalid}
+
+
+def _chunk(call: ToolCall, index: int) -> ToolCallChunk:
+    return tool_call_chunk(name=call.name, args=call.text, id=call.id, index=index)
+
+
+def _plain(message: BaseMessage) -> list[dict[str, Any]]:
+    """A message in OpenAI's form with its text alone; what is no text is refused."""
+    converted = convert_to_openai_messages([message], text_format="block")
+    return [{**one, "content": _content(one.get("content"))} for one in converted]
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(_text(block) for block in content or ())
 
 
 def _text(block: Any) -> str:
@@ -166,4 +309,4 @@ def _text(block: Any) -> str:
         raise InputError(
             f"the ensemble reads text only, got a content block of type {block.get('type')!r}"
         )
-    return block["text"]
+    return str(block["text"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,8 +15,8 @@ from rc_agents.service import GenerationParams, GenerationResult, GenerationServ
 LIVE = "live:"
 CHOICES = ("temperature", "top_p", "top_k", "seed", "specialists", "strength", "timeout")
 """The fields that are parameters of a generation under the same name."""
-UNSUPPORTED = ("tools", "tool_choice", "functions", "function_call", "response_format")
-"""What LangChain passes for abilities that are not there."""
+CONVERSING = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+"""What a chat may be asked for besides, under the same name as in `GenerationService.converse`."""
 
 
 class Source:
@@ -92,6 +92,8 @@ class CoupledFields(BaseModel):
     api_key: Any = Field(default=None, exclude=True, repr=False)
     source: Any = Field(default=None, exclude=True, repr=False)
 
+    _more: ClassVar[tuple[str, ...]] = ()
+
     @model_validator(mode="before")
     @classmethod
     def _find_source(cls, values: Any) -> Any:
@@ -143,11 +145,10 @@ class CoupledFields(BaseModel):
 
     def _params(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationParams:
         """The fields, and over them what a call says."""
-        for name in UNSUPPORTED:
-            if kwargs.get(name):
-                raise InputError(f"{type(self).__name__} does not support {name!r} yet")
-        known = sorted({"max_tokens", "max_new_tokens", "stop", "model", "stream", *CHOICES})
-        for name in kwargs.keys() - {*known, *UNSUPPORTED}:
+        known = sorted(
+            {"max_tokens", "max_new_tokens", "stop", "model", "stream", *CHOICES, *self._more}
+        )
+        for name in kwargs.keys() - {*known, "ls_structured_output_format"}:
             raise InputError(
                 f"{type(self).__name__} got an unknown argument {name!r}; {nearest(name, known)}"
             )
@@ -161,9 +162,10 @@ class CoupledFields(BaseModel):
             max_new_tokens=limit, stop=(self.stop or ()) if stop is None else stop, **choices
         )
 
-    def _metadata(self, result: GenerationResult) -> dict[str, Any]:
+    def _metadata(self, result: GenerationResult, calls: bool = False) -> dict[str, Any]:
+        ended = calls and result.finish_reason == "stop"
         return {
             "model_name": self.model,
             "model_provider": "rc_agents",
-            "finish_reason": result.finish_reason,
+            "finish_reason": "tool_calls" if ended else result.finish_reason,
         }

@@ -6,18 +6,27 @@ with service.stream("Once upon a time") as stream:
     for delta in stream: ...
 """
 
+from .conversation import Conversation, Reply
+from .guides import Guide
 from .loading import load
 from .params import GenerationParams
 from .prompts import Prompt, PromptLike
 from .service import GenerationResult, GenerationService
 from .stream import TextStream
+from .tools import Tool, ToolCall, check_tools
 
 __all__ = [
+    "Conversation",
     "GenerationParams",
     "GenerationResult",
     "GenerationService",
+    "Guide",
     "Prompt",
     "PromptLike",
+    "Reply",
     "TextStream",
+    "Tool",
+    "ToolCall",
+    "check_tools",
     "load",
 ]

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from ..sampling import SeededSampling
+from .guides import Guiding
 from .reading import RowReader
 
 Sink = Callable[[int, str], None]
@@ -71,6 +72,7 @@ class Watch(StoppingCriteria):
     Args:
         readers: one a row.
         width: columns of the prompts.
+        guidings: one a row, None where it is free; a row ends where its guide does.
         timeouts: seconds a row may take from now, None for no limit.
         stopped: asked once a step; True ends all rows as cancelled.
         sink: takes settled text.
@@ -83,7 +85,9 @@ class Watch(StoppingCriteria):
         timeouts: Sequence[float | None],
         stopped: Callable[[], bool],
         sink: Sink | None = None,
+        guidings: Sequence[Guiding | None] = (),
     ) -> None:
+        self._guidings = guidings or [None] * len(readers)
         self.readers, self._seen, self._stopped, self._sink = readers, width, stopped, sink
         now = time.monotonic()
         self._deadlines = [None if seconds is None else now + seconds for seconds in timeouts]
@@ -96,11 +100,23 @@ class Watch(StoppingCriteria):
             for row, reader in enumerate(self.readers):
                 if reader.finish_reason is None:
                     self._give(row, reader.push(column[row]))
+                    self._follow(row, column[row])
         self._end_late_rows()
         if self._stopped():
             self.finish("cancelled")
         done = [reader.finish_reason is not None for reader in self.readers]
         return torch.tensor(done, device=input_ids.device)
+
+    def _follow(self, row: int, token: int) -> None:
+        guiding, reader = self._guidings[row], self.readers[row]
+        if guiding is None or reader.finish_reason not in (None, "length"):
+            return
+        guiding.push(token)
+        if guiding.ended:
+            self._give(row, reader.finish("stop"))
+            reader.finish_reason = (
+                "stop"  # whole, also where the last token was the last one allowed
+            )
 
     def finish(self, reason: str) -> None:
         """Ends every row that runs."""

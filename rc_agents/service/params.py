@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
+from .guides import Guide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class GenerationParams:
         stop: a string or several; the text ends before the first that appears.
         specialists: names that take part; None for all, an empty list for the anchor alone.
         strength: factor on every bridge's update, or a dict by specialist; None for 1.
+        guide: the form that the whole text keeps to, such as `Guide.json_schema({...})`; None for free text.
         timeout: seconds after which the text so far is returned with finish_reason "timeout"; None for no limit.
 
     Raises:
@@ -38,6 +40,7 @@ class GenerationParams:
     specialists: Sequence[str] | None = None
     strength: float | Mapping[str, float] | None = None
     timeout: float | None = None
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         _check_integer("max_new_tokens", self.max_new_tokens, least=1)
@@ -46,6 +49,10 @@ class GenerationParams:
         _check_number("temperature", self.temperature, "of at least 0", lambda value: value >= 0)
         _check_number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
         _check_number("timeout", self.timeout, "above 0", lambda value: value > 0)
+        if self.guide is not None and not isinstance(self.guide, Guide):
+            raise InputError(
+                f"guide is a Guide, such as Guide.choice(['yes', 'no']), got {type(self.guide).__name__}"
+            )
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "specialists", _names(self.specialists))
         for value in (

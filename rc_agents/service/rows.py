@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -13,11 +14,14 @@ from .. import context, selection
 from ..errors import InputError
 from ..modeling import CoupledForCausalLM
 from .decoding import RowSampling, Sink, Watch, row_processors
+from .guides import Guided, Guiding, vocabulary
 from .params import GenerationParams
 from .prompts import Prompt
 from .reading import RowReader
 
 DEFAULT_MAX_NEW_TOKENS = 256
+_VOCABULARIES: WeakKeyDictionary[Any, tuple[tuple[int, ...], Any]] = WeakKeyDictionary()
+"""Tokenizers as guides read them, which takes a second to make."""
 CONTEXT_TOKENS = 4  # of a plain text's end, enough to decode what follows as its continuation
 
 
@@ -125,7 +129,9 @@ def run(
     eos = _end_tokens(model)
     width = max(row.size for row in rows)
     readers = [_reader(model, row, eos) for row in rows]
-    watch = Watch(readers, width, [row.params.timeout for row in rows], stopped, sink)
+    guidings = _guidings(model, rows, eos)
+    timeouts = [row.params.timeout for row in rows]
+    watch = Watch(readers, width, timeouts, stopped, sink, guidings)
     if stopped():
         watch.finish("cancelled")
         return readers
@@ -136,7 +142,7 @@ def run(
         specialists=_given([row.params.specialists for row in rows]),
         strength=_given([row.params.strength for row in rows]),
         chats=_given([row.prompt.chat for row in rows]),
-        logits_processor=_sampling(model, rows, width),
+        logits_processor=_sampling(model, rows, width, guidings),
         stopping_criteria=StoppingCriteriaList([watch]),
         max_new_tokens=max(row.limit for row in rows),
         eos_token_id=eos or None,
@@ -179,18 +185,41 @@ def _padded(
     return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
 
 
-def _sampling(model: CoupledForCausalLM, rows: Sequence[Row], width: int) -> LogitsProcessorList:
+def _guidings(
+    model: CoupledForCausalLM, rows: Sequence[Row], eos: Sequence[int]
+) -> list[Guiding | None]:
+    if all(row.params.guide is None for row in rows):
+        return [None] * len(rows)
+    known = _vocabulary(model, tuple(eos))
+    return [None if row.params.guide is None else Guiding(known, row.params.guide) for row in rows]
+
+
+def _vocabulary(model: CoupledForCausalLM, eos: tuple[int, ...]) -> Any:
+    kept = _VOCABULARIES.get(model.tokenizer)
+    if kept is None or kept[0] != eos:
+        kept = (eos, vocabulary(model.tokenizer, model.config.vocab_size, eos))
+        _VOCABULARIES[model.tokenizer] = kept
+    return kept[1]
+
+
+def _sampling(
+    model: CoupledForCausalLM,
+    rows: Sequence[Row],
+    width: int,
+    guidings: Sequence[Guiding | None],
+) -> LogitsProcessorList:
     own = model.generation_config
     usual = (own.temperature or 1.0) if own.do_sample else 0.0
     each = [
-        row_processors(
+        ([] if guiding is None else [Guided(guiding)])
+        + row_processors(
             _first(row.params.temperature, usual),
             _first(row.params.top_p, own.top_p),
             _first(row.params.top_k, own.top_k),
             row.seed,
             width,
         )
-        for row in rows
+        for row, guiding in zip(rows, guidings, strict=True)
     ]
     return LogitsProcessorList([RowSampling(each)] if any(each) else [])
 

@@ -10,8 +10,10 @@ from typing import Any
 from ..alignment.renderings import Message
 from ..errors import InputError
 from ..modeling import CoupledForCausalLM
+from . import conversation as _conversation
 from . import prompts as _prompts
 from . import rows as _rows
+from .conversation import Conversation
 from .decoding import Sink
 from .params import GenerationParams
 from .prompts import Prompt, PromptLike
@@ -68,6 +70,45 @@ class GenerationService:
             InputError: no messages, malformed ones, no template, or messages that the template refuses.
         """
         return _prompts.render(self.model, messages, **template)
+
+    def converse(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        tool_choice: Any = None,
+        parallel_tool_calls: bool = False,
+        response_format: Mapping[str, Any] | None = None,
+        **template: Any,
+    ) -> Conversation:
+        """Plans the answer to a chat that may call tools, or has to have a form.
+
+        The answer's calls are guided, so that they always name a tool that is there and keep to its schema. Needs
+        llguidance (extra `structured`) where there are tools or a form.
+
+        Args:
+            messages: as in `render`, in OpenAI's form also with `tool_calls` and of the role `tool`.
+            tools: in OpenAI's form. A chat template that knows tools shows them; otherwise the system message does.
+            tool_choice: None or "auto", "none", "required", a tool's name, or OpenAI's form of it.
+            parallel_tool_calls: whether one answer may hold several calls.
+            response_format: `{"type": "json_schema", "json_schema": {"schema": ...}}` or `{"type": "json_object"}`.
+            template: more variables for the templates.
+
+        Returns:
+            The prompt, the guide for `GenerationParams`, and how to read the answer.
+
+        Raises:
+            InputError: malformed messages, tools, choices or schemas.
+        """
+        return _conversation.converse(
+            self.model,
+            messages,
+            functions=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            response_format=response_format,
+            template=template,
+        )
 
     def encode(self, text: str) -> Prompt:
         """Turns plain text into a prompt to go on from.

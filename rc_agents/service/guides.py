@@ -1,0 +1,160 @@
+"""What an answer must look like: grammars that leave only the tokens possible that keep to them (llguidance)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""How JSON is spaced; a weak model would fill free white space for ever."""
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A grammar that a whole answer keeps to; the answer ends where the grammar does.
+
+    Args:
+        grammar: in llguidance's form; `json_schema`, `json_object`, `choice`, `regex` and `lark` make it.
+
+    Raises:
+        InputError: llguidance does not understand it.
+        ImportError: llguidance is not installed.
+    """
+
+    grammar: str
+
+    def __post_init__(self) -> None:
+        wrong, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(self.grammar)
+        if wrong:
+            reason = " ".join(" ".join(messages).split())
+            raise InputError(f"no answer can be guided by this grammar or schema: {reason:.300}")
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any]) -> Guide:
+        """JSON of a schema."""
+        if not isinstance(schema, Mapping):
+            raise InputError(f"a JSON schema is a dict, got {type(schema).__name__}")
+        return cls(_compiled(schema))
+
+    @classmethod
+    def json_object(cls) -> Guide:
+        """Any JSON object."""
+        return cls(_compiled({"type": "object"}))
+
+    @classmethod
+    def choice(cls, options: Sequence[str]) -> Guide:
+        """One of some texts."""
+        if isinstance(options, str) or not options or not all(options):
+            raise InputError(f"a choice is a list of texts, none of them empty, got {options!r}")
+        return cls.lark("start: " + " | ".join(map(quoted, options)))
+
+    @classmethod
+    def regex(cls, pattern: str) -> Guide:
+        """A regular expression, in Rust's form, that the whole answer matches."""
+        return cls(_llguidance().LLMatcher.grammar_from_regex(pattern))
+
+    @classmethod
+    def lark(cls, grammar: str) -> Guide:
+        """A context-free grammar in llguidance's variant of Lark."""
+        return cls(_llguidance().LLMatcher.grammar_from_lark(grammar))
+
+
+def quoted(text: str) -> str:
+    """Returns a text as a terminal of a Lark grammar."""
+    return json.dumps(text)
+
+
+class Guiding:
+    """One row on its way through a grammar.
+
+    Args:
+        tokenizer: of the anchor, as `vocabulary` returns it.
+        guide: what the row keeps to.
+    """
+
+    def __init__(self, tokenizer: LLTokenizer, guide: Guide) -> None:
+        self._matcher: LLMatcher = _llguidance().LLMatcher(tokenizer, guide.grammar, log_level=0)
+        self._check()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can follow but the end of the text."""
+        return self._matcher.is_stopped()
+
+    def push(self, token: int) -> None:
+        """Takes the row's next token."""
+        if not self.ended:
+            self._matcher.consume_token(token)
+            self._check()
+
+    def allowed(self, size: int) -> Tensor:
+        """Returns which of `size` tokens may come next, bool (V,)."""
+        known = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
+        found = torch.zeros(size, dtype=torch.bool)
+        found[: len(known)] = known[:size] > 0
+        return found
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise InputError(f"the guide failed: {self._matcher.get_error():.300}")
+
+
+class Guided(LogitsProcessor):
+    """Leaves a row only the tokens that its guide allows."""
+
+    def __init__(self, guiding: Guiding) -> None:
+        self.guiding = guiding
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(1, T) tokens so far and (1, V) scores -> scores with -inf where a token breaks the grammar."""
+        if self.guiding.ended:
+            return scores
+        allowed = self.guiding.allowed(scores.shape[-1]).to(scores.device)
+        return scores.masked_fill(~allowed, -torch.inf)
+
+
+def vocabulary(tokenizer: Any, size: int, eos: Sequence[int]) -> LLTokenizer:
+    """Returns a tokenizer as llguidance reads it; takes about a second, so keep it.
+
+    Args:
+        tokenizer: a fast one of Hugging Face.
+        size: of the model's vocabulary.
+        eos: ids that end a text.
+
+    Raises:
+        InputError: the tokenizer is no fast one.
+    """
+    _llguidance()
+    from llguidance.hf import from_tokenizer
+
+    try:
+        known = max(size, len(tokenizer))
+        return from_tokenizer(tokenizer, n_vocab=known, eos_token=list(eos) or None)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the anchor's tokenizer cannot be guided: {error}") from error
+
+
+def _compiled(schema: Mapping[str, Any]) -> str:
+    matcher = _llguidance().LLMatcher
+    return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT))
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise ImportError(
+            "answers of a given form (tools, JSON, choices) need llguidance; run: pip install 'rc-agents[structured]'"
+        ) from None
+    return llguidance
