@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from functools import reduce
+from operator import add
+from typing import Any, Literal
 
 import pytest
 from langchain_core.caches import InMemoryCache
@@ -17,16 +19,19 @@ from langchain_core.load import dumps
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField
+from langchain_core.tools import tool
 from langchain_tests.unit_tests import ChatModelUnitTests
+from pydantic import BaseModel
 from rc_agents.adapters.langchain import ChatCoupled, CoupledLLM
 
 import rc_agents
 from rc_agents.errors import InputError
 from rc_agents.service import GenerationParams, GenerationService
-from tests.tiny import CONTEXT, saved, tiny
+from tests.tiny import saved, tiny
 from tests.tiny_tokenizers import tiny_tokenizer
 
 pytestmark = pytest.mark.tiny
+ROOM = 2048
 
 
 def coupled():
@@ -39,6 +44,8 @@ def coupled():
         bridge={"start": "default", "gate": "fixed"},
     )
     model.generation_config.eos_token_id = None
+    for one in model.models.values():
+        one.config.max_position_embeddings = ROOM
     return model
 
 
@@ -212,7 +219,7 @@ def test_equal_inputs_draw_samples_of_their_own(calls):
 
 
 def test_an_input_that_cannot_run_fails_alone():
-    inputs = ["a", [HumanMessage([{"type": "image", "url": "x"}])], "word " * CONTEXT, "b"]
+    inputs = ["a", [HumanMessage([{"type": "image", "url": "x"}])], "word " * ROOM, "b"]
     answers = chat().batch(inputs, return_exceptions=True)
     assert [answers[n].content for n in (0, 3)] == [turn("a").text, turn("b").text]
     assert [type(answers[n]) for n in (1, 2)] == [InputError] * 2
@@ -355,6 +362,12 @@ def test_a_live_ensemble_is_not_answered_from_a_cache():
         set_llm_cache(None)
 
 
+@tool
+def weather(city: Literal["Rome", "Paris"]) -> str:
+    """Tells the weather."""
+    return f"dry in {city}"
+
+
 # Refusals.
 
 
@@ -362,13 +375,16 @@ def test_a_live_ensemble_is_not_answered_from_a_cache():
     ("call", "message"),
     [
         (lambda: llm().invoke(""), "a prompt is a text of at least one character"),
-        (lambda: chat().invoke("Hi", tools=[{}]), "does not support 'tools' yet"),
-        (lambda: chat().invoke("Hi", response_format={"type": "json"}), "'response_format' yet"),
+        (lambda: chat().invoke("Hi", tools=[{}]), "a tool is"),
+        (lambda: chat().bind_tools([weather], tool_choice="wether"), "tool_choice is"),
+        (lambda: llm().invoke("Hi", tools=[]), "unknown argument 'tools'"),
+        (lambda: chat().invoke("Hi", response_format={"type": "json"}), "response_format is"),
+        (lambda: chat().with_structured_output(None), "needs a schema"),
+        (lambda: chat().with_structured_output({}, method="xml"), "method is json_schema"),
         (lambda: chat().invoke("Hi", temprature=1), "did you mean 'temperature'?"),
         (lambda: chat().invoke("Hi", specialists=["legal"]), "unknown specialist 'legal'"),
         (lambda: chat().invoke("Hi", model="other"), "this object answers with"),
         (lambda: chat(temperature=-1), "temperature is a finite number"),
-        (lambda: chat().invoke([ToolMessage("4", tool_call_id="1")]), "does not support tools yet"),
         (
             lambda: chat().invoke([HumanMessage([{"type": "image", "url": "x"}])]),
             "reads text only",
@@ -386,11 +402,60 @@ def test_arguments_for_tools_that_ask_for_none_are_fine():
     assert chat().invoke("Hi", tools=[], tool_choice=None).content == turn("Hi").text
 
 
-def test_tools_are_not_faked():
-    with pytest.raises(NotImplementedError):
-        chat().bind_tools([])
-    with pytest.raises(NotImplementedError):
-        chat().with_structured_output({"title": "A", "type": "object", "properties": {}})
+def test_a_call_is_a_message_that_a_tool_takes():
+    model = chat(max_tokens=150).bind_tools([weather], tool_choice="any")
+    message = model.invoke("Rome?")
+    (call,) = message.tool_calls
+    assert call["name"] == "weather"
+    assert message.content == ""
+    assert message.response_metadata["finish_reason"] == "tool_calls"
+    result = weather.invoke(call)
+    assert isinstance(result, ToolMessage)
+    assert result.content == f"dry in {call['args']['city']}"
+    streamed = reduce(add, model.stream("Rome?"))
+    assert [one["args"] for one in streamed.tool_calls] == [call["args"]]
+    assert streamed.usage_metadata == message.usage_metadata
+    batch = model.batch(["Rome?", "Paris?"])
+    assert [len(one.tool_calls) for one in batch] == [1, 1]
+    again = chat(max_tokens=4).bind_tools([weather])
+    assert (
+        again.invoke([HumanMessage("Rome?"), message, result]).usage_metadata["input_tokens"] > 200
+    )
+
+
+def test_arguments_that_are_cut_are_an_invalid_call():
+    message = chat(max_tokens=36).bind_tools([weather], tool_choice="weather").invoke("Rome?")
+    assert message.tool_calls == []
+    assert message.invalid_tool_calls[0]["name"] == "weather"
+    assert message.response_metadata["finish_reason"] == "length"
+
+
+class Place(BaseModel):
+    """A place."""
+
+    city: Literal["Rome", "Paris"]
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_structured_output_is_of_its_class(method):
+    model = chat(max_tokens=150)
+    found = model.with_structured_output(Place, method=method).invoke("Where?")
+    assert isinstance(found, Place)
+    schema = {"title": "Place", "description": "A place", **Place.model_json_schema()}
+    assert (
+        model.with_structured_output(schema, method=method).invoke("Where?") == found.model_dump()
+    )
+    raw = model.with_structured_output(Place, method=method, include_raw=True).invoke("Where?")
+    assert (raw["parsed"], raw["parsing_error"]) == (found, None)
+    short = chat(max_tokens=2).with_structured_output(Place, method=method, include_raw=True)
+    assert short.invoke("Where?")["parsed"] is None
+
+
+def test_json_mode_is_an_object():
+    found = chat(max_tokens=30).bind(response_format={"type": "json_object"}).invoke("Where?")
+    assert found.content.startswith("{")
+    message = chat(max_tokens=30).with_structured_output(method="json_mode", include_raw=True)
+    assert message.invoke("Where?")["raw"].content == found.content
 
 
 def test_tokens_are_counted_by_the_anchors_tokenizer():

@@ -275,17 +275,15 @@ class CallReader:
         before, opened, rest = self._held.partition(OPEN)
         if opened:
             self._held, self._inside, self._bare = rest, True, False
-            return [before.rstrip("\n")] if before.strip() else [""]
+            return [before.rstrip("\n")]
         start = self._held.lstrip()
         if self._bare and (not start or start[0] in "{["):
             return []
         self._bare = False
-        keep = next((n for n in range(len(OPEN) - 1, 0, -1) if self._held.endswith(OPEN[:n])), 0)
-        ready, self._held = (
-            self._held[: len(self._held) - keep],
-            self._held[len(self._held) - keep :],
-        )
-        return [ready] if ready else []
+        opening = (n for n in range(len(OPEN) - 1, 0, -1) if self._held.endswith(OPEN[:n]))
+        settled = self._held[: len(self._held) - next(opening, 0)].rstrip("\n")
+        self._held = self._held[len(settled) :]
+        return [settled] if settled else []
 
 
 def _bare_calls(text: str) -> list[ToolCall]:

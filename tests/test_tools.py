@@ -1,0 +1,313 @@
+"""Guided answers, tools, and reading calls back."""
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rc_agents
+from rc_agents.errors import InputError
+from rc_agents.service import GenerationParams, GenerationService, Guide, ToolCall
+from rc_agents.service.guides import Guiding, vocabulary
+from rc_agents.service.tools import CallReader, Tool, closed, read_call, read_choice, write_call
+from tests.tiny import tiny
+from tests.tiny_tokenizers import tiny_tokenizer
+
+pytestmark = pytest.mark.tiny
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"enum": [1, 2]}},
+    "required": ["city"],
+}
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "description": "Weather", "parameters": SCHEMA},
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+USER = [{"role": "user", "content": "How is the weather in Rome?"}]
+# A chat template that shows tools and calls itself, as Qwen's does.
+NATIVE = (
+    "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for call in m.tool_calls or [] %}CALL {{ call.function.name }} {{ call.function.arguments.city }}"
+    "{% endfor %}\n{% endfor %}assistant: "
+)
+
+
+@pytest.fixture(scope="module")
+def service():
+    tokenizer = tiny_tokenizer("prose")
+    size = len(tokenizer)
+    model = rc_agents.couple(
+        tiny("llama", vocab_size=size),
+        {"medical": tiny("qwen2", vocab_size=size, seed=1)},
+        tokenizers={"anchor": tokenizer, "medical": tokenizer},
+        bridge={"start": "default", "gate": "fixed"},
+    )
+    for one in model.models.values():
+        one.config.max_position_embeddings = 2048
+    return GenerationService(model)
+
+
+def answer(service, conversation, tokens=120, **more):
+    params = conversation.params(GenerationParams(max_new_tokens=tokens, **more))
+    return service.generate(conversation.prompt, params)
+
+
+# Guides.
+
+
+@pytest.mark.parametrize(
+    ("guide", "fits"),
+    [
+        (Guide.choice(["yes", "no", "I don't know"]), {"yes", "no", "I don't know"}.__contains__),
+        (Guide.regex(r"\d{3}-[a-c]{2}"), lambda text: text[:3].isdigit() and text[3] == "-"),
+        (Guide.json_schema(closed(SCHEMA)), lambda text: json.loads(text)["city"] in "Paris Rome"),
+        (Guide.lark('start: "a" ("b" | "c")~3'), lambda text: len(text) == 4 and text[0] == "a"),
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_guided_answer_keeps_to_its_form_and_ends_there(service, guide, fits, temperature):
+    params = GenerationParams(guide=guide, temperature=temperature, seed=3, max_new_tokens=80)
+    found = service.generate("The river", params)
+    assert fits(found.text.strip())
+    assert found.finish_reason == "stop"
+    assert found.completion_tokens < 80
+
+
+def test_rows_of_a_batch_are_guided_each_by_its_own(service):
+    guides = [Guide.choice(["one", "two"]), None, Guide.regex("z{5}")]
+    params = [GenerationParams(guide=guide, max_new_tokens=9) for guide in guides]
+    found = service.batch(["The river", "The town", "The hill"], params)
+    assert found[0].text in ("one", "two")
+    assert found[2].text == "zzzzz"
+    assert found[1] == service.generate("The town", GenerationParams(max_new_tokens=9))
+
+
+def test_a_guided_answer_that_is_cut_says_so(service):
+    params = GenerationParams(guide=Guide.regex("z{50}"), max_new_tokens=5)
+    found = service.generate("The", params)
+    assert (found.finish_reason, set(found.text)) == ("length", {"z"})
+    whole = GenerationParams(guide=Guide.regex("z{3}"), max_new_tokens=3)
+    assert service.generate("The", whole).finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Guide.json_schema({"type": "wrong"}), "Invalid type: wrong"),
+        (lambda: Guide.json_schema("object"), "a JSON schema is a dict"),
+        (lambda: Guide.regex("("), "no answer can be guided"),
+        (lambda: Guide.lark("start: nothing"), "no answer can be guided"),
+        (lambda: Guide.choice([]), "a choice is a list of texts"),
+        (lambda: GenerationParams(guide="yes|no"), "guide is a Guide"),
+    ],
+)
+def test_a_guide_that_cannot_work_is_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_without_llguidance_the_message_says_what_to_install():
+    code = "import sys; sys.modules['llguidance'] = None\n"
+    code += "from rc_agents.service import Guide; Guide.choice(['a'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip().endswith("run: pip install 'rc-agents[structured]'")
+
+
+# Tools.
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", "any", True, "weather", {"function": {"name": "weather"}}]
+)
+def test_a_wanted_call_names_a_tool_and_keeps_to_its_schema(service, choice):
+    talk = service.converse(USER, tools=[WEATHER], tool_choice=choice)
+    found = answer(service, talk)
+    reply = talk.read(found.text)
+    (call,) = reply.tool_calls
+    assert (call.name, reply.content) == ("weather", "")
+    assert call.arguments["city"] in ("Paris", "Rome")
+    assert call.arguments.keys() <= {"city", "days"}
+    assert json.loads(call.text) == call.arguments
+    assert found.finish_reason == "stop"
+
+
+def test_a_named_tool_is_the_one_that_is_called(service):
+    talk = service.converse(USER, tools=[WEATHER, CLOCK], tool_choice="clock")
+    (call,) = talk.read(answer(service, talk).text).tool_calls
+    assert (call.name, call.arguments) == ("clock", {})
+
+
+def test_several_calls_only_where_they_are_allowed(service):
+    tokenizer = service.model.tokenizer
+    known = vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    one = write_call("clock", {})
+    for several in (False, True):
+        talk = service.converse(
+            USER, tools=[CLOCK], tool_choice="required", parallel_tool_calls=several
+        )
+        guiding = Guiding(known, talk.guide)
+        for token in tokenizer(one, add_special_tokens=False).input_ids:
+            assert guiding.allowed(len(tokenizer))[token]
+            guiding.push(token)
+        assert guiding.ended is not several
+    calls = talk.read(f"{one}\n{one}").tool_calls
+    assert calls == (ToolCall("clock", {}, "{}"),) * 2
+    assert calls[0].id != calls[1].id
+
+
+def test_no_tools_are_told_where_none_may_be_called(service):
+    plain = service.render(USER)
+    talk = service.converse(USER, tools=[WEATHER], tool_choice="none")
+    assert talk.prompt == plain
+    assert talk.guide is None
+    assert service.converse(USER, tools=[]).prompt == plain
+    assert talk.read("<tool_call>x</tool_call>").content == "<tool_call>x</tool_call>"
+
+
+def test_with_auto_an_answer_may_be_plain_text(service):
+    talk = service.converse(USER, tools=[WEATHER])
+    found = answer(service, talk, 8)
+    assert talk.read(found.text).content == found.text
+    text = service.model.tokenizer.decode(talk.prompt.token_ids)
+    assert '"name": "weather"' in text
+    assert "<tool_call>" in text
+
+
+def test_calls_and_results_are_written_for_a_template_that_knows_no_tools(service):
+    call = {"id": "c1", "type": "function"}
+    call["function"] = {"name": "weather", "arguments": '{"city": "Rome"}'}
+    turns = [
+        *USER,
+        {"role": "assistant", "content": None, "tool_calls": [call, call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+        {"role": "tool", "tool_call_id": "c1", "content": "dry"},
+    ]
+    text = service.model.tokenizer.decode(service.converse(turns, tools=[WEATHER]).prompt.token_ids)
+    assert text.count(write_call("weather", {"city": "Rome"})) == 2
+    first, second = (f"<tool_response>\n{one}\n</tool_response>" for one in ("sunny", "dry"))
+    assert f"{first}\n{second}" in text
+
+
+def test_a_template_that_knows_tools_gets_them_in_its_own_form(service, monkeypatch):
+    monkeypatch.setattr(service.model.tokenizer, "chat_template", NATIVE)
+    call = {"id": "c1", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    turns = [*USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "dry"}]
+    text = service.model.tokenizer.decode(service.converse(turns, tools=[WEATHER]).prompt.token_ids)
+    assert text.startswith("TOOLS [{")
+    assert "assistant: CALL weather Rome" in text
+    assert "tool: dry" in text
+    assert "You may call these functions" not in text
+
+
+def test_a_wanted_form_is_told_and_kept(service):
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}}
+    talk = service.converse(
+        [{"role": "system", "content": "Be brief."}, *USER], response_format=form
+    )
+    assert json.loads(answer(service, talk).text)["city"] in ("Paris", "Rome")
+    text = service.model.tokenizer.decode(talk.prompt.token_ids)
+    assert "Be brief.\n\nAnswer with JSON of this schema" in text
+    free = service.converse(USER, response_format={"type": "json_object"})
+    assert answer(service, free, 5).text.startswith("{")
+    assert service.converse(USER, response_format={"type": "text"}).prompt == service.render(USER)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tools": [{}]}, "a tool is"),
+        ({"tools": "weather"}, "tools are a list"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "1 to 64 letters"),
+        ({"tools": [WEATHER, WEATHER]}, "a name of its own"),
+        ({"tools": [WEATHER], "tool_choice": "whether"}, "did you mean 'weather'"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"response_format": {"type": "xml"}}, "response_format is"),
+        ({"response_format": {"type": "json_schema"}}, "needs"),
+        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "not both"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(service, options, message):
+    with pytest.raises(InputError, match=message):
+        service.converse(USER, **options)
+
+
+def test_a_malformed_call_in_the_history_is_refused(service):
+    with pytest.raises(InputError, match="a call is"):
+        service.converse([*USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}])
+    with pytest.raises(InputError, match="a message is a dict"):
+        service.converse(["Hi"])
+
+
+def test_choices_are_read():
+    tools = [Tool("weather")]
+    assert read_choice(None, tools) == "auto"
+    assert read_choice(None, []) == "none"
+    assert read_choice(False, tools) == "none"
+    assert read_choice("weather", tools) == "=weather"
+
+
+def test_schemas_are_closed_where_they_list_properties():
+    inner = {"type": "object", "properties": {"a": {"type": "object"}}}
+    found = closed(
+        {"type": "array", "items": inner, "$defs": {"x": {**inner, "additionalProperties": True}}}
+    )
+    assert found["items"]["additionalProperties"] is False
+    assert found["$defs"]["x"]["additionalProperties"] is True
+    assert "additionalProperties" not in found["items"]["properties"]["a"]
+
+
+# Reading.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"name": "f", "arguments": {"a": 1}}', ToolCall("f", {"a": 1}, '{"a": 1}')),
+        ('{"name": "f", "parameters": {"a": 1}}', ToolCall("f", {"a": 1}, '{"a": 1}')),
+        ('{"name": "f", "arguments": "{\\"a\\": 1}"}', ToolCall("f", {"a": 1}, '{"a": 1}')),
+        ('{"name": "f"}', ToolCall("f", {}, "{}")),
+        ('{"name": "f", "arguments": {"a": ', ToolCall("f", None, '{"a":')),
+        ('{"name": "f", "arguments": [1]}', ToolCall("f", None, "[1]")),
+        ('{"title": "f"}', None),
+        ("none", None),
+    ],
+)
+def test_calls_are_read(text, expected):
+    assert read_call(text) == expected
+
+
+CALL = '{"name": "f", "arguments": {"a": 1}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "names"),
+    [
+        ("plain", "plain", []),
+        (f"<tool_call>{CALL}</tool_call>", "", ["f"]),
+        (f"Let me see.\n<tool_call>\n{CALL}\n</tool_call>", "Let me see.", ["f"]),
+        (f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>", "", ["f", "f"]),
+        (f"<tool_call>{CALL}", "", ["f"]),
+        ("<tool_call>nothing", "<tool_call>nothing", []),
+        ("a < b, <tool", "a < b, <tool", []),
+        (CALL, "", ["f"]),
+        (f"[{CALL}, {CALL}]", "", ["f", "f"]),
+        ('{"title": "no call"}', '{"title": "no call"}', []),
+        ("[1, 2]", "[1, 2]", []),
+        ("", "", []),
+    ],
+)
+@given(cuts=st.lists(st.integers(0, 120), max_size=5))
+def test_an_answer_is_split_alike_however_it_comes(text, content, names, cuts):
+    bounds = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    reader = CallReader()
+    found = []
+    for start, stop in pairwise(bounds):
+        found += reader.push(text[start:stop])
+    found += reader.finish()
+    assert "".join(one for one in found if isinstance(one, str)) == content
+    assert [one.name for one in found if isinstance(one, ToolCall)] == names
