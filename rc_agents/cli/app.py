@@ -19,6 +19,7 @@ from .demo import demo
 from .eval import evaluate
 from .generate import generate
 from .info import info
+from .serve import serve
 from .solve import solve
 from .specialize import specialize
 from .train import train
@@ -29,9 +30,11 @@ EXTRAS = {
     "gguf": "gguf",
     "langchain_core": "langchain",
     "lm_eval": "eval",
+    "llguidance": "structured",
     "matplotlib": "plots",
     "peft": "train",
     "simple_icd_10_cm": "train",
+    "uvicorn": "serve",
 }
 """Module that may be missing -> the extra that brings it."""
 
@@ -44,7 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, info, generate, chat, specialize, solve, train):
+for command in (demo, info, generate, chat, serve, specialize, solve, train):
     app.command()(command)
 app.command(name="eval")(evaluate)
 app.add_typer(bench, name="bench")

@@ -14,6 +14,7 @@ from .prompts import Prompt, PromptLike
 from .service import GenerationResult, GenerationService
 from .stream import TextStream
 from .tools import Tool, ToolCall, check_tools
+from .trace import TokenRecord
 
 __all__ = [
     "Conversation",
@@ -25,6 +26,7 @@ __all__ = [
     "PromptLike",
     "Reply",
     "TextStream",
+    "TokenRecord",
     "Tool",
     "ToolCall",
     "check_tools",

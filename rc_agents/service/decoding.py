@@ -19,6 +19,7 @@ from transformers import (
 from ..sampling import SeededSampling
 from .guides import Guiding
 from .reading import RowReader
+from .trace import Trace
 
 Sink = Callable[[int, str], None]
 """Takes a row's number and the text that has settled there."""
@@ -74,8 +75,10 @@ class Watch(StoppingCriteria):
         width: columns of the prompts.
         guidings: one a row, None where it is free; a row ends where its guide does.
         timeouts: seconds a row may take from now, None for no limit.
-        stopped: asked once a step; True ends all rows as cancelled.
+        stopped: asked of every row that runs, once a step; True ends it as cancelled.
         sink: takes settled text.
+        traces: one a row, None where nothing is kept.
+        ended: told of each row when it has ended.
     """
 
     def __init__(
@@ -83,10 +86,14 @@ class Watch(StoppingCriteria):
         readers: Sequence[RowReader],
         width: int,
         timeouts: Sequence[float | None],
-        stopped: Callable[[], bool],
+        stopped: Callable[[int], bool],
         sink: Sink | None = None,
         guidings: Sequence[Guiding | None] = (),
+        traces: Sequence[Trace | None] = (),
+        ended: Callable[[int], None] | None = None,
     ) -> None:
+        self._ended, self._open = ended, set(range(len(readers)))
+        self._traces = traces or [None] * len(readers)
         self._guidings = guidings or [None] * len(readers)
         self.readers, self._seen, self._stopped, self._sink = readers, width, stopped, sink
         now = time.monotonic()
@@ -102,12 +109,21 @@ class Watch(StoppingCriteria):
                     self._give(row, reader.push(column[row]))
                     self._follow(row, column[row])
         self._end_late_rows()
-        if self._stopped():
-            self.finish("cancelled")
+        self.end_stopped()
+        self._tell()
         done = [reader.finish_reason is not None for reader in self.readers]
         return torch.tensor(done, device=input_ids.device)
 
+    def end_stopped(self) -> None:
+        """Ends the rows that are not wanted any more."""
+        for row, reader in enumerate(self.readers):
+            if reader.finish_reason is None and self._stopped(row):
+                self._give(row, reader.finish("cancelled"))
+
     def _follow(self, row: int, token: int) -> None:
+        trace = self._traces[row]
+        if trace is not None:
+            trace.push(token)
         guiding, reader = self._guidings[row], self.readers[row]
         if guiding is None or reader.finish_reason not in (None, "length"):
             return
@@ -122,12 +138,20 @@ class Watch(StoppingCriteria):
         """Ends every row that runs."""
         for row, reader in enumerate(self.readers):
             self._give(row, reader.finish(reason))
+        self._tell()
 
     def _end_late_rows(self) -> None:
         now = time.monotonic()
         for row, deadline in enumerate(self._deadlines):
             if deadline is not None and now >= deadline:
                 self._give(row, self.readers[row].finish("timeout"))
+
+    def _tell(self) -> None:
+        closed = [row for row in self._open if self.readers[row].finish_reason is not None]
+        for row in sorted(closed):
+            self._open.discard(row)
+            if self._ended is not None:
+                self._ended(row)
 
     def _give(self, row: int, text: str) -> None:
         if text and self._sink is not None:

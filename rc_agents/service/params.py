@@ -10,6 +10,8 @@ from typing import Any
 from ..errors import InputError
 from .guides import Guide
 
+MOST_LOGPROBS = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationParams:
@@ -25,6 +27,9 @@ class GenerationParams:
         specialists: names that take part; None for all, an empty list for the anchor alone.
         strength: factor on every bridge's update, or a dict by specialist; None for 1.
         guide: the form that the whole text keeps to, such as `Guide.json_schema({...})`; None for free text.
+        logit_bias: token id -> what is added to its score before anything else.
+        logprobs: keep each token's log-probability and so many of the likeliest ones, 0 to 100; None for none.
+        attribution: keep how much each specialist added where each token was chosen.
         timeout: seconds after which the text so far is returned with finish_reason "timeout"; None for no limit.
 
     Raises:
@@ -41,10 +46,19 @@ class GenerationParams:
     strength: float | Mapping[str, float] | None = None
     timeout: float | None = None
     guide: Guide | None = None
+    logit_bias: Mapping[int, float] | None = None
+    logprobs: int | None = None
+    attribution: bool = False
 
     def __post_init__(self) -> None:
         _check_integer("max_new_tokens", self.max_new_tokens, least=1)
         _check_integer("top_k", self.top_k, least=0)
+        _check_integer("logprobs", self.logprobs, least=0)
+        if (self.logprobs or 0) > MOST_LOGPROBS:
+            raise InputError(f"logprobs is at most {MOST_LOGPROBS}, got {self.logprobs}")
+        for token, value in (self.logit_bias or {}).items():
+            _check_integer("a token of logit_bias", token, least=0)
+            _check_number("logit_bias", value, "a token", lambda _: True)
         _check_integer("seed", self.seed)
         _check_number("temperature", self.temperature, "of at least 0", lambda value: value >= 0)
         _check_number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from .. import context, selection
 from ..errors import InputError
@@ -18,6 +18,7 @@ from .guides import Guided, Guiding, vocabulary
 from .params import GenerationParams
 from .prompts import Prompt
 from .reading import RowReader
+from .trace import Biased, TokenRecord, Trace, Traced, attributed, record
 
 DEFAULT_MAX_NEW_TOKENS = 256
 _VOCABULARIES: WeakKeyDictionary[Any, tuple[tuple[int, ...], Any]] = WeakKeyDictionary()
@@ -43,6 +44,13 @@ class Row:
     def size(self) -> int:
         """Tokens of the prompt."""
         return len(self.prompt.token_ids)
+
+
+class Answer(NamedTuple):
+    """A row that has ended, with what was kept of its tokens."""
+
+    reader: RowReader
+    records: tuple[TokenRecord, ...]
 
 
 def context_limit(model: CoupledForCausalLM) -> tuple[str, int] | None:
@@ -73,6 +81,11 @@ def plan_row(
     if not isinstance(params, GenerationParams):
         raise InputError(f"params is a GenerationParams, got {type(params).__name__}")
     check_choice(model, params)
+    beyond = [one for one in params.logit_bias or () if one >= model.config.vocab_size]
+    if beyond:
+        raise InputError(
+            f"logit_bias names token {beyond[0]}; the anchor's ids end at {model.config.vocab_size - 1}"
+        )
     seed = int(torch.randint(1 << 62, ())) if params.seed is None else params.seed + number
     return Row(prompt=prompt, params=params, limit=_limit(model, prompt, params), seed=seed)
 
@@ -85,6 +98,7 @@ def check_choice(model: CoupledForCausalLM, params: GenerationParams) -> None:
 
 
 def _limit(model: CoupledForCausalLM, prompt: Prompt, params: GenerationParams) -> int:
+    _check_own_contexts(model, prompt, params)
     size, asked = len(prompt.token_ids), params.max_new_tokens
     default = model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     shortest = context_limit(model)
@@ -103,6 +117,30 @@ def _limit(model: CoupledForCausalLM, prompt: Prompt, params: GenerationParams) 
     return asked or min(default, length - size)
 
 
+def _check_own_contexts(
+    model: CoupledForCausalLM, prompt: Prompt, params: GenerationParams
+) -> None:
+    """Raises where the prompt is too long for a model that reads it in tokens of its own."""
+    for name in model.config.span_names:
+        limit = context.limit_of(model.models[name].config)
+        if limit is None or name not in (params.specialists or model.specialists):
+            continue
+        script = None if prompt.chat is None else prompt.chat.script(name)
+        text = (
+            model.tokenizer.decode(list(prompt.token_ids))
+            if script is None
+            else script.text.decode("utf-8", "replace")
+        )
+        if len(text.encode()) < limit:
+            continue  # a token is at least a byte
+        size = len(model.tokenizers[name](text, add_special_tokens=script is None)["input_ids"])
+        if size >= limit:
+            raise InputError(
+                f"the prompt has {size} tokens for model {name!r}, which takes at most {limit}, the answer included; "
+                "shorten it, or answer without that model"
+            )
+
+
 def groups(model: CoupledForCausalLM, rows: Sequence[Row]) -> list[list[Row]]:
     """Returns all rows as one group, or each alone where they do not fit the context side by side."""
     if not rows:
@@ -117,45 +155,76 @@ def groups(model: CoupledForCausalLM, rows: Sequence[Row]) -> list[list[Row]]:
 def run(
     model: CoupledForCausalLM,
     rows: Sequence[Row],
-    stopped: Callable[[], bool],
+    stopped: Callable[[int], bool],
     sink: Sink | None = None,
-) -> list[RowReader]:
-    """Generates all rows in one call; returns their readers, ended.
+    ended: Callable[[int, Answer], None] | None = None,
+) -> list[Answer]:
+    """Generates all rows in one call; returns their answers.
 
     Args:
-        stopped: asked before the call and at each step; True ends all rows.
-        sink: takes text as it settles.
+        stopped: asked of each row before the call and at each step; True ends it.
+        sink: takes a row's text as it settles.
+        ended: takes a row's answer as soon as it has ended, while others may go on.
     """
     eos = _end_tokens(model)
     width = max(row.size for row in rows)
     readers = [_reader(model, row, eos) for row in rows]
     guidings = _guidings(model, rows, eos)
+    traces = [_trace(row) for row in rows]
     timeouts = [row.params.timeout for row in rows]
-    watch = Watch(readers, width, timeouts, stopped, sink, guidings)
-    if stopped():
-        watch.finish("cancelled")
-        return readers
-    ids, mask = _padded(model, rows, width)
-    model.generate(
+
+    def answer(row: int) -> Answer:
+        trace = traces[row]
+        return Answer(readers[row], () if trace is None else tuple(trace.records))
+
+    def tell(row: int) -> None:
+        if ended is not None:
+            ended(row, answer(row))
+
+    watch = Watch(readers, width, timeouts, stopped, sink, guidings, traces, tell)
+    watch.end_stopped()
+    if any(reader.finish_reason is None for reader in readers):
+        ids, mask = _padded(model, rows, width)
+        strengths = [row.params.strength for row in rows]
+        with attributed(model, traces, strengths):
+            model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                specialists=_given([row.params.specialists for row in rows]),
+                strength=_given(strengths),
+                chats=_given([row.prompt.chat for row in rows]),
+                logits_processor=_sampling(model, rows, width, guidings, traces),
+                stopping_criteria=StoppingCriteriaList([watch]),
+                max_new_tokens=max(row.limit for row in rows),
+                eos_token_id=eos or None,
+                pad_token_id=_padding(model),
+                do_sample=False,  # a row that samples leaves one token to choose
+                num_beams=1,
+                num_return_sequences=1,
+                return_dict_in_generate=False,
+                max_length=None,
+                stop_strings=None,
+            )
+    watch.finish("length")
+    return [answer(row) for row in range(len(rows))]
+
+
+@torch.inference_mode()
+def score(model: CoupledForCausalLM, row: Row) -> tuple[TokenRecord, ...]:
+    """Returns the records of a prompt's own tokens."""
+    ids, mask = _padded(model, [row], row.size)
+    output = model(
         input_ids=ids,
         attention_mask=mask,
-        specialists=_given([row.params.specialists for row in rows]),
-        strength=_given([row.params.strength for row in rows]),
-        chats=_given([row.prompt.chat for row in rows]),
-        logits_processor=_sampling(model, rows, width, guidings),
-        stopping_criteria=StoppingCriteriaList([watch]),
-        max_new_tokens=max(row.limit for row in rows),
-        eos_token_id=eos or None,
-        pad_token_id=_padding(model),
-        do_sample=False,  # a row that samples leaves one token to choose
-        num_beams=1,
-        num_return_sequences=1,
-        return_dict_in_generate=False,
-        max_length=None,
-        stop_strings=None,
+        specialists=_given([row.params.specialists]),
+        strength=_given([row.params.strength]),
+        chats=_given([row.prompt.chat]),
     )
-    watch.finish("length")
-    return readers
+    logprobs_TV = output.logits[0].float().log_softmax(-1)
+    tokens = row.prompt.token_ids
+    top = row.params.logprobs or 0
+    rest = [record(token, logprobs_TV[n], top) for n, token in enumerate(tokens[1:])]
+    return (TokenRecord(tokens[0]), *rest)
 
 
 def _reader(model: CoupledForCausalLM, row: Row, eos: Sequence[int]) -> RowReader:
@@ -207,11 +276,12 @@ def _sampling(
     rows: Sequence[Row],
     width: int,
     guidings: Sequence[Guiding | None],
+    traces: Sequence[Trace | None],
 ) -> LogitsProcessorList:
     own = model.generation_config
     usual = (own.temperature or 1.0) if own.do_sample else 0.0
     each = [
-        ([] if guiding is None else [Guided(guiding)])
+        _shaping(row, guiding, trace)
         + row_processors(
             _first(row.params.temperature, usual),
             _first(row.params.top_p, own.top_p),
@@ -219,9 +289,24 @@ def _sampling(
             row.seed,
             width,
         )
-        for row, guiding in zip(rows, guidings, strict=True)
+        for row, guiding, trace in zip(rows, guidings, traces, strict=True)
     ]
     return LogitsProcessorList([RowSampling(each)] if any(each) else [])
+
+
+def _shaping(row: Row, guiding: Guiding | None, trace: Trace | None) -> list[LogitsProcessor]:
+    """What one row does to its scores before it chooses."""
+    found: list[LogitsProcessor] = [] if trace is None else [Traced(trace)]
+    if row.params.logit_bias:
+        found.append(Biased(row.params.logit_bias))
+    return found if guiding is None else [*found, Guided(guiding)]
+
+
+def _trace(row: Row) -> Trace | None:
+    asked = row.params
+    if asked.logprobs is None and not asked.attribution:
+        return None
+    return Trace(asked.logprobs, asked.attribution)
 
 
 def _first(asked: Any, default: Any) -> Any:

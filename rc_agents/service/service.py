@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..alignment.renderings import Message
@@ -19,6 +20,7 @@ from .params import GenerationParams
 from .prompts import Prompt, PromptLike
 from .rows import Row
 from .stream import TextStream
+from .trace import TokenRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,14 @@ class GenerationResult:
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens generated, an end-of-text token and those of a stop string included.
         finish_reason: "stop" (end of text, or a stop string), "length", "cancelled" or "timeout".
+        tokens: what was kept of each token, where `logprobs` or `attribution` asked for it.
     """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str
+    tokens: tuple[TokenRecord, ...] = ()
 
 
 class GenerationService:
@@ -154,7 +158,9 @@ class GenerationService:
         prompts: Sequence[PromptLike],
         params: GenerationParams | Sequence[GenerationParams] | None = None,
         *,
-        cancel: threading.Event | None = None,
+        cancel: threading.Event | Sequence[threading.Event] | None = None,
+        sink: Sink | None = None,
+        ended: Callable[[int, GenerationResult], None] | None = None,
     ) -> list[GenerationResult]:
         """Answers several prompts in one left-padded `generate` call, each as it would be answered alone.
 
@@ -164,14 +170,50 @@ class GenerationService:
         Args:
             prompts: texts, chats or rendered prompts, mixed freely.
             params: for all rows, or one a row.
-            cancel: once set, every row ends within one token with finish_reason "cancelled".
+            cancel: once set, every row ends within one token with finish_reason "cancelled"; or one event a row.
+            sink: takes a row's number and its text as it comes.
+            ended: takes a row's number and its result as soon as it has ended, while others may go on.
 
         Raises:
             InputError: an empty prompt, one that is too long, an unknown specialist; nothing has run then.
         """
         rows = self._plan(prompts, params)
-        groups = _rows.groups(self.model, rows)
-        return [result for group in groups for result in self._run(group, _asks(cancel))]
+        stopped = _asks(cancel)
+        results: list[GenerationResult] = []
+        for group in _rows.groups(self.model, rows):
+            first = len(results)
+            moved = partial(_shifted, stopped, first)
+            results += self._run(group, moved, _moved(sink, first), _moved(ended, first))
+        return results
+
+    def fits_beside(
+        self,
+        others: Sequence[tuple[Prompt, GenerationParams]],
+        one: tuple[Prompt, GenerationParams],
+    ) -> bool:
+        """Whether a prompt and its answer fit the context beside others in one `generate` call.
+
+        Raises:
+            InputError: the one cannot be answered at all.
+        """
+        row = _rows.plan_row(self.model, *one, 0)
+        beside = [_rows.plan_row(self.model, *other, 0) for other in others]
+        return len(_rows.groups(self.model, [*beside, row])) == 1
+
+    def score(
+        self, prompt: PromptLike, params: GenerationParams | None = None
+    ) -> tuple[TokenRecord, ...]:
+        """Returns how likely each token of a prompt is behind those before it; the first has no probability.
+
+        Args:
+            prompt: a text, a chat or a rendered prompt.
+            params: `logprobs`, `specialists` and `strength` count.
+
+        Raises:
+            InputError: as in `batch`.
+        """
+        (row,) = self._plan([prompt], params)
+        return _rows.score(self.model, row)
 
     def stream(
         self,
@@ -194,7 +236,8 @@ class GenerationService:
         cancelled = _asks(cancel)
 
         def run(put: Callable[[str], None], closed: Callable[[], bool]) -> GenerationResult:
-            return self._run(rows, lambda: closed() or cancelled(), lambda row, text: put(text))[0]
+            stopped = lambda row: closed() or cancelled(row)  # noqa: E731
+            return self._run(rows, stopped, lambda row, text: put(text))[0]
 
         return TextStream(run)
 
@@ -213,19 +256,48 @@ class GenerationService:
         ]
 
     def _run(
-        self, rows: list[Row], stopped: Callable[[], bool], sink: Sink | None = None
+        self,
+        rows: list[Row],
+        stopped: Callable[[int], bool],
+        sink: Sink | None = None,
+        ended: Callable[[int, GenerationResult], None] | None = None,
     ) -> list[GenerationResult]:
-        readers = _rows.run(self.model, rows, stopped, sink)
-        return [
-            GenerationResult(
-                text=reader.text,
-                prompt_tokens=row.size,
-                completion_tokens=reader.count,
-                finish_reason=str(reader.finish_reason),
-            )
-            for row, reader in zip(rows, readers, strict=True)
-        ]
+        def tell(row: int, answer: _rows.Answer) -> None:
+            if ended is not None:
+                ended(row, _result(rows[row], answer))
+
+        answers = _rows.run(self.model, rows, stopped, sink, tell)
+        return [_result(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
 
-def _asks(cancel: threading.Event | None) -> Callable[[], bool]:
-    return (lambda: False) if cancel is None else cancel.is_set
+def _result(row: Row, answer: _rows.Answer) -> GenerationResult:
+    reader = answer.reader
+    return GenerationResult(
+        text=reader.text,
+        prompt_tokens=row.size,
+        completion_tokens=reader.count,
+        finish_reason=str(reader.finish_reason),
+        tokens=answer.records,
+    )
+
+
+def _asks(
+    cancel: threading.Event | Sequence[threading.Event] | None,
+) -> Callable[[int], bool]:
+    """Whether a row of the batch is not wanted any more."""
+    if cancel is None:
+        return lambda row: False
+    if isinstance(cancel, threading.Event):
+        return lambda row: cancel.is_set()
+    return lambda row: cancel[row].is_set()
+
+
+def _shifted(stopped: Callable[[int], bool], first: int, row: int) -> bool:
+    return stopped(first + row)
+
+
+def _moved(
+    call: Callable[[int, Any], None] | None, first: int
+) -> Callable[[int, Any], None] | None:
+    """A callback that counts rows from the batch's first one, not from the group's."""
+    return None if call is None else lambda row, value: call(first + row, value)

@@ -1,0 +1,180 @@
+"""The app: routes, the guard in front of them, and what happens when it stops."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rc_agents import CoupledForCausalLM, __version__
+from rc_agents.service import GenerationService, load
+
+from . import chat, completions, errors
+from .errors import Refused
+from .limits import Limits
+from .metrics import Metrics
+from .serving import Serving
+
+PAGE = Path(__file__).parent / "page.html"
+OPEN = ("/", "/health")
+"""Paths that need no key."""
+
+
+def create_app(
+    model: str | Path | CoupledForCausalLM,
+    *,
+    name: str = "rc",
+    api_key: str | None = None,
+    limits: Limits | None = None,
+    **options: Any,
+) -> FastAPI:
+    """Makes an OpenAI-compatible app over an ensemble.
+
+    Args:
+        model: a live ensemble, or what `rc_agents.service.load` takes.
+        name: what the model is called; `NAME:medical+code` is the same with those specialists alone.
+        api_key: what clients have to send as a bearer token; None lets everybody in.
+        limits: what is let in.
+        options: for loading: `device_map`, `dtype`, `trust_remote_code`.
+
+    Raises:
+        RCError: the ensemble cannot be loaded, or has no tokenizer.
+    """
+    loaded = model if isinstance(model, CoupledForCausalLM) else load(model, **options)
+    chosen, metrics = limits or Limits(), Metrics()
+    serving = Serving(GenerationService(loaded), name, chosen, metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(serving.batcher.close)
+
+    app = FastAPI(title="rc_agents", version=__version__, lifespan=lifespan)
+    app.state.serving = serving
+    errors.install(app)
+    app.add_middleware(Guard, serving=serving, api_key=api_key)
+    app.include_router(chat.routes(serving))
+    app.include_router(completions.routes(serving))
+    _add_plain_routes(app, serving)
+    return app
+
+
+def _add_plain_routes(app: FastAPI, serving: Serving) -> None:
+    @app.get("/v1/models", tags=["models"])
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(serving, one) for one in serving.names]}
+
+    @app.get("/v1/models/{model}", tags=["models"])
+    async def one_model(model: str) -> dict[str, Any]:
+        serving.specialists(model)
+        return _model(serving, model)
+
+    @app.post("/v1/embeddings", tags=["models"])
+    async def embeddings() -> None:
+        raise Refused(
+            400,
+            "an ensemble generates text and has no embeddings; use an embedding model",
+            code="unsupported",
+        )
+
+    @app.get("/health", tags=["state"])
+    async def health() -> dict[str, Any]:
+        batcher = serving.batcher
+        return {"status": "ok", "waiting": batcher.waiting, "running": batcher.running}
+
+    @app.get("/metrics", tags=["state"])
+    async def metrics() -> Response:
+        serving.metrics.waiting.set(serving.batcher.waiting)
+        serving.metrics.running.set(serving.batcher.running)
+        return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE, media_type="text/html")
+
+
+def _model(serving: Serving, name: str) -> dict[str, Any]:
+    chosen = serving.specialists(name)
+    return {
+        "id": name,
+        "object": "model",
+        "created": serving.started,
+        "owned_by": "rc_agents",
+        "specialists": serving.service.model.specialists if chosen is None else chosen,
+    }
+
+
+class Guard:
+    """Asks for the key, bounds bodies, and counts requests.
+
+    Args:
+        app: behind it.
+        serving: limits and metrics.
+        api_key: None for no key.
+    """
+
+    def __init__(self, app: ASGIApp, serving: Serving, api_key: str | None) -> None:
+        self.app, self.serving = app, serving
+        self.api_key = None if api_key is None else api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or refuses it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 499
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._guarded(scope, receive, counted)
+        finally:
+            known = scope.get("route")
+            path = getattr(known, "path", "other")
+            self.serving.metrics.requests.labels(path, str(status)).inc()
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        if not self._may_enter(scope["path"], headers.get(b"authorization", b"")):
+            refused = Refused(401, "this server asks for its API key: Authorization: Bearer KEY")
+            refused.headers["WWW-Authenticate"] = "Bearer"
+            await errors.respond(refused)(scope, receive, send)
+            return
+        most = self.serving.limits.body_bytes
+        too_large = Refused(413, f"a request's body has at most {most} bytes")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > most:
+            await errors.respond(too_large)(scope, receive, send)
+            return
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > most:
+                await errors.respond(too_large)(scope, receive, send)
+                return
+            if message["type"] != "http.request" or not message.get("more_body"):
+                break
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replayed() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, replayed, send)
+
+    def _may_enter(self, path: str, given: bytes) -> bool:
+        if self.api_key is None or path in OPEN:
+            return True
+        kind, _, key = given.partition(b" ")
+        return kind.lower() == b"bearer" and hmac.compare_digest(key.strip(), self.api_key)

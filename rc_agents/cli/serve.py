@@ -1,0 +1,83 @@
+"""`rc-agents serve`."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from rc_agents.errors import ConfigError
+
+from .models import MODEL_HELP, Anchor, DeviceMap, DType, Specialists, open_model
+
+KEY = "RC_AGENTS_API_KEY"
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help=f"{MODEL_HELP} Left out with --anchor.", show_default=False)
+    ] = None,
+    anchor: Anchor = None,
+    specialist: Specialists = None,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; beyond loopback needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 8000,
+    name: Annotated[
+        str, typer.Option(help="What the model is called; NAME:a+b picks specialists.")
+    ] = "rc",
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar=KEY, help="What clients send as a bearer token.", show_default=False),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Answers in one generate call.")] = 8,
+    queue: Annotated[int, typer.Option(min=1, help="Answers that may wait; more get 429.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer.")] = 4096,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="For an answer, waiting included.")
+    ] = 600.0,
+    grace: Annotated[float, typer.Option(min=0.1, help="Seconds to finish when stopped.")] = 30.0,
+    device_map: DeviceMap = None,
+    dtype: DType = None,
+) -> None:
+    """Serve an ensemble with OpenAI's API, and a chat page at /.
+
+    For example:
+
+    rc-agents serve my-ensemble
+
+    RC_AGENTS_API_KEY=secret rc-agents serve package:demo --host 0.0.0.0 --port 8080
+    """
+    import uvicorn
+
+    from rc_agents.adapters.server import Limits, create_app
+
+    if not _is_loopback(host) and not api_key:
+        raise ConfigError(
+            f"--host {host} can be reached from other machines; set {KEY} (or --api-key) so that not everybody may ask"
+        )
+    limits = Limits(
+        batch=batch, queue=queue, max_tokens=max_tokens, seconds=seconds, grace_seconds=grace
+    )
+    ensemble = open_model(model, anchor, specialist, device_map, dtype)
+    app = create_app(ensemble, name=name, api_key=api_key, limits=limits)
+    print(f"serving {name} ({', '.join(ensemble.names)}) on http://{host}:{port}", file=sys.stderr)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level=os.environ.get("UVICORN_LOG_LEVEL", "info"),
+        timeout_graceful_shutdown=int(grace) + 1,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
