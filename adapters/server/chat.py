@@ -64,7 +64,9 @@ def _message(given: dict[str, Any]) -> dict[str, Any]:
     role = "system" if given.get("role") == "developer" else given.get("role")
     if isinstance(content, list):
         content = "".join(_text(part) for part in content)
-    return {**given, "role": role, "content": content if content is not None else ""}
+    if content is None and given.get("tool_calls"):
+        content = ""
+    return {**given, "role": role, "content": content}
 
 
 def _text(part: Any) -> str:

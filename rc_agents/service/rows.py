@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaL
 from .. import context, selection
 from ..errors import InputError
 from ..modeling import CoupledForCausalLM
+from ..topology import ANCHOR
 from .decoding import RowSampling, Sink, Watch, row_processors
 from .guides import Guided, Guiding, vocabulary
 from .params import GenerationParams
@@ -53,16 +54,22 @@ class Answer(NamedTuple):
     records: tuple[TokenRecord, ...]
 
 
-def context_limit(model: CoupledForCausalLM) -> tuple[str, int] | None:
+def context_limit(
+    model: CoupledForCausalLM, names: Collection[str] | None = None
+) -> tuple[str, int] | None:
     """Returns the model with the shortest context and that context, among those that read the anchor's tokens.
 
     A model with a tokenizer of its own counts in its own tokens; the forward pass checks those.
+
+    Args:
+        names: the specialists that take part; None for all.
     """
     limits = {}
     for name, member in model.models.items():
         length = context.limit_of(member.config)
         own_tokens = (model.config.alignment or {}).get(name) == "span"
-        if length is not None and not own_tokens:
+        takes_part = names is None or name == ANCHOR or name in names
+        if length is not None and takes_part and not own_tokens:
             limits[name] = length
     return min(limits.items(), key=lambda item: item[1]) if limits else None
 
@@ -101,7 +108,7 @@ def _limit(model: CoupledForCausalLM, prompt: Prompt, params: GenerationParams) 
     _check_own_contexts(model, prompt, params)
     size, asked = len(prompt.token_ids), params.max_new_tokens
     default = model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
-    shortest = context_limit(model)
+    shortest = context_limit(model, params.specialists)
     if shortest is None:
         return asked or default
     name, length = shortest
@@ -123,7 +130,7 @@ def _check_own_contexts(
     """Raises where the prompt is too long for a model that reads it in tokens of its own."""
     for name in model.config.span_names:
         limit = context.limit_of(model.models[name].config)
-        if limit is None or name not in (params.specialists or model.specialists):
+        if limit is None or (params.specialists is not None and name not in params.specialists):
             continue
         script = None if prompt.chat is None else prompt.chat.script(name)
         text = (
@@ -145,7 +152,10 @@ def groups(model: CoupledForCausalLM, rows: Sequence[Row]) -> list[list[Row]]:
     """Returns all rows as one group, or each alone where they do not fit the context side by side."""
     if not rows:
         return []
-    shortest = context_limit(model)
+    named = [row.params.specialists for row in rows]
+    everybody = any(names is None for names in named)
+    present = None if everybody else {name for names in named for name in names or ()}
+    shortest = context_limit(model, present)
     columns = max(row.size for row in rows) + max(row.limit for row in rows)
     if shortest is None or columns <= shortest[1]:
         return [list(rows)]

@@ -1,0 +1,525 @@
+"""The OpenAI-compatible server, asked by OpenAI's own SDK over loopback."""
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import httpx
+import openai
+import pytest
+import torch
+from pydantic import BaseModel
+from rc_agents.adapters.server import Limits
+
+import rc_agents
+from rc_agents.cli.app import run
+from rc_agents.errors import ConfigError
+from rc_agents.service import GenerationParams, GenerationService
+from tests.server_running import running
+from tests.tiny import tiny
+from tests.tiny_tokenizers import tiny_tokenizer
+
+pytestmark = pytest.mark.tiny
+ROOM = 2048
+USER = [{"role": "user", "content": "Where is the river?"}]
+
+
+def ensemble():
+    tokenizer = tiny_tokenizer("prose")
+    size = len(tokenizer)
+    model = rc_agents.couple(
+        tiny("llama", vocab_size=size),
+        {
+            "medical": tiny("qwen2", vocab_size=size, seed=1),
+            "code": tiny("mistral", vocab_size=size, seed=2),
+        },
+        tokenizers=dict.fromkeys(("anchor", "medical", "code"), tokenizer),
+        bridge={"start": "default", "gate": "fixed"},
+    )
+    model.generation_config.eos_token_id = None
+    for one in model.models.values():
+        one.config.max_position_embeddings = ROOM
+    return model
+
+
+MODEL = ensemble()
+SERVICE = GenerationService(MODEL)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running(MODEL) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+def ask(client, model="rc:medical", **options):
+    chosen = {"messages": USER, "max_tokens": 8, **options}
+    return client.chat.completions.create(model=model, **chosen)
+
+
+def told(specialists=("medical",), **options):
+    params = GenerationParams(**{"max_new_tokens": 8, "specialists": list(specialists), **options})
+    return SERVICE.generate(USER, params)
+
+
+@contextlib.contextmanager
+def held(monkeypatch, server):
+    """Keeps the one thread that answers from beginning, until the block ends."""
+    go = threading.Event()
+    batch = GenerationService.batch
+
+    def wait(self, *args, **kwargs):
+        go.wait(30)
+        return batch(self, *args, **kwargs)
+
+    monkeypatch.setattr(GenerationService, "batch", wait)
+    try:
+        yield go
+    finally:
+        go.set()
+
+
+def until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+# Answers.
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [("rc:medical", ["medical"]), ("rc:medical+code", ["medical", "code"]), ("rc:none", [])],
+)
+def test_a_model_is_the_specialists_that_its_name_names(client, model, names):
+    found = ask(client, model)
+    expected = told(names)
+    assert found.choices[0].message.content == expected.text
+    assert found.model == model
+    assert found.choices[0].finish_reason == "length"
+    assert found.usage.prompt_tokens == expected.prompt_tokens
+    assert found.usage.completion_tokens == 8
+    assert client.models.retrieve(model).specialists == names
+
+
+def test_models_are_listed(client):
+    assert [one.id for one in client.models.list()] == ["rc", "rc:medical", "rc:code", "rc:none"]
+    assert ask(client, "rc").choices[0].message.content == told(["medical", "code"]).text
+
+
+@pytest.mark.parametrize(
+    ("options", "params"),
+    [
+        ({"temperature": 1.2, "seed": 5}, {"temperature": 1.2, "seed": 5}),
+        (
+            {"temperature": 1.0, "top_p": 0.7, "seed": 5},
+            {"temperature": 1.0, "top_p": 0.7, "seed": 5},
+        ),
+        ({"stop": ["a", "e"]}, {"stop": ["a", "e"]}),
+        ({"logit_bias": {"77": 100}}, {"logit_bias": {77: 100.0}}),
+        ({"extra_body": {"strength": 0.5}}, {"strength": 0.5}),
+        ({"max_completion_tokens": 3, "user": "me"}, {"max_new_tokens": 3}),
+    ],
+)
+def test_choices_reach_the_service(client, options, params):
+    assert ask(client, **options).choices[0].message.content == told(**params).text
+
+
+def test_a_stream_adds_up_to_the_answer_and_ends_with_its_usage(client):
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
+    text = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
+    whole = ask(client)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert len({one.id for one in chunks}) == 1
+    assert len(chunks) > 4
+
+
+def test_several_answers_of_one_request_have_seeds_of_their_own(client):
+    found = ask(client, n=3, temperature=1.5, seed=7)
+    expected = [told(temperature=1.5, seed=7 + place).text for place in range(3)]
+    assert [one.message.content for one in found.choices] == expected
+    assert found.usage.completion_tokens == 24
+    chunks = list(ask(client, n=3, temperature=1.5, seed=7, stream=True))
+    texts = ["", "", ""]
+    for one in chunks:
+        texts[one.choices[0].index] += one.choices[0].delta.content or ""
+    assert texts == expected
+
+
+def test_a_text_is_gone_on_from(client):
+    made = client.completions.create
+    params = GenerationParams(max_new_tokens=6, specialists=["medical"])
+    texts = [SERVICE.generate(one, params).text for one in ("The river", "The town")]
+    found = made(model="rc:medical", prompt=["The river", "The town"], max_tokens=6)
+    assert [one.text for one in found.choices] == texts
+    ids = SERVICE.encode("The river").token_ids
+    assert made(model="rc:medical", prompt=list(ids), max_tokens=6).choices[0].text == texts[0]
+    echoed = made(model="rc:medical", prompt="The river", max_tokens=6, echo=True)
+    assert echoed.choices[0].text == "The river" + texts[0]
+    chunks = made(model="rc:medical", prompt="The river", max_tokens=6, stream=True)
+    assert "".join(one.choices[0].text for one in chunks) == texts[0]
+
+
+def test_log_probabilities_are_the_models_own(client):
+    found = client.completions.create(
+        model="rc:medical", prompt="The river", max_tokens=3, echo=True, logprobs=2
+    )
+    kept = found.choices[0].logprobs
+    ids = MODEL.tokenizer("The river", return_tensors="pt").input_ids
+    text = MODEL.generate(ids, specialists=["medical"], max_new_tokens=3, do_sample=False)
+    with torch.no_grad():
+        logprobs = MODEL(text, specialists=["medical"]).logits[0].log_softmax(-1)
+    expected = [float(logprobs[n, token]) for n, token in enumerate(text[0, 1:])]
+    assert kept.token_logprobs[0] is None
+    assert kept.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+    assert len(kept.tokens) == len(kept.text_offset) == text.shape[1]
+    chat = ask(client, logprobs=True, top_logprobs=3, temperature=1.3, seed=1).choices[0].logprobs
+    assert len(chat.content) == 8
+    for one in chat.content:
+        values = [top.logprob for top in one.top_logprobs]
+        assert values == sorted(values, reverse=True)
+        assert one.logprob <= values[0]
+
+
+def test_attribution_says_what_each_specialist_added(client):
+    def shares(model, **more):
+        body = {"attribution": True, **more}
+        kept = ask(client, model, extra_body=body).choices[0].model_extra["attribution"]
+        assert len(kept) == 8
+        return [one["specialists"] for one in kept]
+
+    both, one = shares("rc"), shares("rc:medical")
+    assert all(row.keys() == {"medical", "code"} and min(row.values()) > 0 for row in both)
+    assert all(row.keys() == {"medical"} for row in one)
+    halved = shares("rc:medical", strength=0.5)
+    assert halved[0]["medical"] < one[0]["medical"]
+    assert shares("rc:none") == [{}] * 8
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Paris"]}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+def test_tools_are_called_and_their_results_read(client):
+    asked = {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 150}
+    choice = ask(client, **asked).choices[0]
+    (call,) = choice.message.tool_calls
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Paris")
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    chunks = list(ask(client, stream=True, **asked))
+    pieces = [one for chunk in chunks for one in chunk.choices[0].delta.tool_calls or ()]
+    assert [one.function.arguments for one in pieces] == [call.function.arguments]
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    result = {"role": "tool", "tool_call_id": call.id, "content": "dry"}
+    turns = [*USER, choice.message.model_dump(exclude_none=True), result]
+    assert ask(client, messages=turns, tools=[WEATHER]).usage.prompt_tokens > 200
+
+
+class Place(BaseModel):
+    city: Literal["Rome", "Paris"]
+
+
+def test_an_answer_is_parsed_to_its_class(client):
+    found = client.chat.completions.parse(
+        model="rc:medical", messages=USER, response_format=Place, max_tokens=60
+    )
+    assert isinstance(found.choices[0].message.parsed, Place)
+
+
+def test_a_seed_gives_the_same_answer_whatever_else_is_in_flight(client):
+    asked = [
+        {"model": model, "seed": seed, "temperature": 1.4, "max_tokens": 4 + seed}
+        for seed in range(5)
+        for model in ("rc:none", "rc:medical", "rc:medical+code", "rc")
+    ]
+    alone = [ask(client, **one).choices[0].message.content for one in asked]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(lambda one: ask(client, **one).choices[0].message.content, asked))
+    assert together == alone
+    assert len(set(alone)) > 12
+
+
+def test_requests_share_a_call(client, server, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(server.batcher, "_observe", sizes.append)
+    with held(monkeypatch, server) as go, ThreadPoolExecutor(7) as pool:
+        first = pool.submit(ask, client)
+        until(lambda: sizes == [1])
+        others = [pool.submit(ask, client, max_tokens=2 + n) for n in range(6)]
+        until(lambda: server.batcher.waiting == 6)
+        go.set()
+        assert [len(one.result().choices) for one in [first, *others]] == [1] * 7
+    assert sizes == [1, 6]
+
+
+def test_a_short_answer_does_not_wait_for_a_long_one(client, server, monkeypatch):
+    with held(monkeypatch, server) as go, ThreadPoolExecutor(3) as pool:
+        pool.submit(ask, client, max_tokens=1)
+        until(lambda: server.batcher.running == 1)
+        long = pool.submit(ask, client, max_tokens=400)
+        short = pool.submit(ask, client, max_tokens=2)
+        until(lambda: server.batcher.waiting == 2)
+        go.set()
+        assert short.result().usage.completion_tokens == 2
+        assert not long.done()
+        assert long.result().usage.completion_tokens == 400
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"model": "rc:legal"}, openai.NotFoundError, "known: rc, rc:medical"),
+        ({"model": "gpt-4"}, openai.NotFoundError, "not served here"),
+        ({"messages": []}, openai.BadRequestError, "at least 1 item"),
+        ({"messages": [{"role": "user"}]}, openai.BadRequestError, "^.*message"),
+        ({"max_tokens": 10**6}, openai.BadRequestError, "max_tokens is at most 4096"),
+        ({"max_tokens": 0}, openai.BadRequestError, "max_tokens"),
+        ({"n": 9}, openai.BadRequestError, "n is at most 8"),
+        ({"temperature": -1}, openai.BadRequestError, "temperature"),
+        ({"frequency_penalty": 1}, openai.BadRequestError, "frequency_penalty is not supported"),
+        ({"logit_bias": {"a": 1}}, openai.BadRequestError, "token ids as keys"),
+        ({"logit_bias": {"99999": 1}}, openai.BadRequestError, "ids end at"),
+        ({"extra_body": {"tempe": 1}}, openai.BadRequestError, "tempe: Extra inputs"),
+        ({"extra_body": {"strength": {"legal": 1}}}, openai.BadRequestError, "legal"),
+        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "a tool is"),
+        ({"tool_choice": "required"}, openai.BadRequestError, "there are no tools"),
+        ({"response_format": {"type": "xml"}}, openai.BadRequestError, "response_format"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+                ]
+            },
+            openai.BadRequestError,
+            "reads text only",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "the " * 3000}]},
+            openai.BadRequestError,
+            "at most 2048",
+        ),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_openais_form(client, options, kind, message):
+    with pytest.raises(kind, match=message) as caught:
+        ask(client, **options)
+    assert caught.value.body["type"] in ("invalid_request_error", "not_found_error")
+
+
+def test_a_prompt_is_measured_in_each_models_own_tokens():
+    own, other = tiny_tokenizer("prose"), tiny_tokenizer("code")
+    model = rc_agents.couple(
+        tiny("llama", vocab_size=len(own)),
+        {"far": tiny("llama", vocab_size=len(other), seed=1)},
+        tokenizers={"anchor": own, "far": other},
+        bridge={"start": "default", "gate": "fixed"},
+    )
+    model.models["anchor"].config.max_position_embeddings = ROOM
+    text = "The doctor said that the patient had a fever. " * 8
+    size = len(other(text).input_ids)
+    assert len(own(text).input_ids) < 256 < size
+    with running(model) as server:
+        api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.BadRequestError, match=rf"{size} tokens for model 'far'.*256"):
+            api.completions.create(model="rc", prompt=text, max_tokens=2)
+        assert api.completions.create(model="rc:none", prompt=text, max_tokens=2).choices
+        api.close()
+
+
+def test_a_model_that_takes_no_part_has_no_say_about_the_length(client, monkeypatch):
+    monkeypatch.setattr(MODEL.models["code"].config, "max_position_embeddings", 64)
+    asked = {"max_tokens": 60, "temperature": 1.0, "seed": 1}
+    with pytest.raises(openai.BadRequestError, match="model 'code' takes at most 64"):
+        ask(client, "rc", **asked)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda n: ask(client, "rc:medical", **asked | {"seed": n}), range(3)))
+        short = pool.submit(ask, client, "rc:code", max_tokens=4)
+    assert [one.usage.completion_tokens for one in found] == [60] * 3
+    assert short.result().usage.completion_tokens == 4
+
+
+def test_what_is_no_request_has_openais_form_too(server):
+    post = f"{server.url}/v1/chat/completions"
+    for response, status in [
+        (httpx.get(f"{server.url}/v2/nothing"), 404),
+        (httpx.get(post), 405),
+        (httpx.post(post, content=b"{"), 400),
+        (httpx.post(post, content=b"\xff\xfe"), 400),
+        (httpx.post(f"{server.url}/v1/embeddings", json={"input": "a"}), 400),
+        (httpx.post(post, content=b" " * (1 << 21)), 413),
+        (httpx.post(post, content=iter([b" " * (1 << 20)] * 2)), 413),
+    ]:
+        assert response.status_code == status
+        assert response.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_a_key_is_asked_for_where_there_is_one():
+    with running(MODEL, api_key="secret") as server:
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/").status_code == 200
+        for key in ("", "Bearer", "Bearer wrong", "Basic secret", "Bearer secret2"):
+            refused = httpx.get(f"{server.url}/v1/models", headers={"Authorization": key})
+            assert refused.status_code == 401
+            assert refused.json()["error"]["type"] == "authentication_error"
+        api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret")
+        assert ask(api).choices
+        api.close()
+
+
+def test_beyond_loopback_the_command_wants_a_key(capsys, monkeypatch):
+    monkeypatch.delenv("RC_AGENTS_API_KEY", raising=False)
+    assert run(["serve", "nothing", "--host", "0.0.0.0"]) == 2
+    assert "set RC_AGENTS_API_KEY" in capsys.readouterr().err
+    assert run(["serve", "nothing"]) == 2  # it gets as far as the model
+    assert "nothing" in capsys.readouterr().err
+
+
+# The queue, deadlines, and clients that leave.
+
+
+def test_a_full_queue_says_when_to_come_back(monkeypatch):
+    limits = Limits(batch=1, queue=2)
+    with running(MODEL, limits=limits) as server, held(monkeypatch, server) as go:
+        api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        with ThreadPoolExecutor(3) as pool:
+            one = pool.submit(ask, api)
+            until(lambda: server.batcher.running == 1)
+            others = [pool.submit(ask, api) for _ in range(2)]
+            until(lambda: server.batcher.waiting == 2)
+            with pytest.raises(openai.RateLimitError, match="2 answers wait") as caught:
+                ask(api)
+            assert int(caught.value.response.headers["retry-after"]) >= 1
+            go.set()
+            assert all(one.result().choices for one in [one, *others])
+        api.close()
+
+
+def test_a_deadline_ends_what_runs_and_refuses_what_waits(client, server, monkeypatch):
+    found = ask(client, max_tokens=1500, extra_body={"timeout": 0.4})
+    assert 0 < found.usage.completion_tokens < 1500
+    assert found.choices[0].finish_reason == "length"
+    with held(monkeypatch, server) as go, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, client)
+        until(lambda: server.batcher.running == 1)
+        late = pool.submit(ask, client, extra_body={"timeout": 0.05})
+        until(lambda: server.batcher.waiting == 1)
+        time.sleep(0.1)
+        go.set()
+        assert first.result().choices
+        with pytest.raises(openai.InternalServerError, match="deadline passed"):
+            late.result()
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_client_that_leaves_frees_its_place(server, client, streaming):
+    gone = server.app.state.serving.metrics.cancelled
+    before = gone._value.get()
+    body = {"model": "rc", "messages": USER, "max_tokens": 1800, "stream": streaming}
+    url = f"{server.url}/v1/chat/completions"
+    if streaming:
+        with httpx.stream("POST", url, json=body, timeout=20) as response:
+            next(response.iter_lines())
+            assert server.batcher.running == 1
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url, json=body, timeout=0.7)
+    began = time.monotonic()
+    until(lambda: gone._value.get() == before + 1 and server.batcher.running == 0)
+    assert ask(client).usage.completion_tokens == 8
+    assert time.monotonic() - began < 15  # 1,800 tokens take far longer
+
+
+def test_a_stop_lets_running_answers_end_and_fails_those_that_wait(monkeypatch):
+    limits = Limits(batch=1, grace_seconds=15)
+    with running(MODEL, limits=limits) as server, ThreadPoolExecutor(3) as pool:
+        api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        with held(monkeypatch, server) as go:
+            runs = pool.submit(lambda: list(ask(api, stream=True, max_tokens=20)))
+            until(lambda: server.batcher.running == 1)
+            stops = pool.submit(server.batcher.close)
+            until(lambda: server.batcher._closing)
+            with pytest.raises(openai.InternalServerError, match="stopping"):
+                ask(api)
+            go.set()
+            stops.result()
+        assert runs.result()[-1].choices[0].finish_reason == "length"
+        api.close()
+
+
+def test_what_waits_when_the_server_stops_is_told(monkeypatch):
+    with running(MODEL, limits=Limits(batch=1)) as server, ThreadPoolExecutor(3) as pool:
+        api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        with held(monkeypatch, server) as go:
+            first = pool.submit(ask, api)
+            until(lambda: server.batcher.running == 1)
+            waits = pool.submit(ask, api)
+            until(lambda: server.batcher.waiting == 1)
+            closing = pool.submit(server.batcher.close)
+            with pytest.raises(openai.InternalServerError, match="before this request was begun"):
+                waits.result()
+            go.set()
+            closing.result()
+        assert first.result().choices
+        api.close()
+
+
+def test_one_request_at_fault_fails_alone(client, server, monkeypatch):
+    batch = GenerationService.batch
+
+    def fails(self, prompts, params, **kwargs):
+        if any(one.max_new_tokens == 3 for one in params):
+            raise RuntimeError("inside")
+        return batch(self, prompts, params, **kwargs)
+
+    with held(monkeypatch, server) as go, ThreadPoolExecutor(4) as pool:
+        first = pool.submit(ask, client)
+        until(lambda: server.batcher.running == 1)
+        others = [pool.submit(ask, client, max_tokens=size) for size in (2, 3, 4)]
+        until(lambda: server.batcher.waiting == 3)
+        monkeypatch.setattr(GenerationService, "batch", fails)
+        go.set()
+        sizes = [one.result().usage.completion_tokens for one in (first, others[0], others[2])]
+        assert sizes == [8, 2, 4]
+        with pytest.raises(openai.InternalServerError, match="failed: RuntimeError"):
+            others[1].result()
+
+
+def test_logs_and_metrics_tell_no_prompts(client, server, caplog):
+    with caplog.at_level(logging.DEBUG, logger="uvicorn"):
+        ask(client, messages=[{"role": "user", "content": "very private words"}])
+    assert "private" not in caplog.text
+    text = httpx.get(f"{server.url}/metrics").text
+    assert "private" not in text
+    assert 'rc_requests_total{path="/v1/chat/completions",status="200"}' in text
+    assert "rc_batch_rows_bucket" in text
+
+
+def test_limits_are_numbers_above_zero():
+    with pytest.raises(ConfigError, match="the limit batch is above 0"):
+        Limits(batch=0)
