@@ -123,7 +123,7 @@ class ChatCoupled(CoupledFields, BaseChatModel):
             raise InputError(f"method {method!r} needs a schema")
         model = isinstance(schema, type) and is_basemodel_subclass(schema)
         parser: OutputParserLike[Any]
-        parser = PydanticOutputParser(pydantic_object=schema) if model else JsonOutputParser()
+        parser = PydanticOutputParser(pydantic_object=schema) if model else JsonOutputParser()  # type: ignore[arg-type]
         seen = {"kwargs": {"method": method}, "schema": schema}
         if method == "function_calling":
             tool = convert_to_openai_tool(schema)  # type: ignore[arg-type]

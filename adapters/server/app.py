@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rc_agents import CoupledForCausalLM, __version__
@@ -56,14 +56,31 @@ def create_app(
         yield
         await run_in_threadpool(serving.batcher.close)
 
-    app = FastAPI(title="rc_agents", version=__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="rc_agents", version=__version__, lifespan=lifespan, responses=errors.RESPONSES
+    )
     app.state.serving = serving
     errors.install(app)
     app.add_middleware(Guard, serving=serving, api_key=api_key)
     app.include_router(chat.routes(serving))
     app.include_router(completions.routes(serving))
     _add_plain_routes(app, serving)
+    app.openapi_schema = _described(app, api_key is not None)
     return app
+
+
+def _described(app: FastAPI, keyed: bool) -> dict[str, Any]:
+    """The schema as the app behaves: a malformed body is a 400, not FastAPI's 422."""
+    schema = app.openapi()
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)
+    if keyed:
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
+    return schema
 
 
 def _add_plain_routes(app: FastAPI, serving: Serving) -> None:
@@ -89,11 +106,11 @@ def _add_plain_routes(app: FastAPI, serving: Serving) -> None:
         batcher = serving.batcher
         return {"status": "ok", "waiting": batcher.waiting, "running": batcher.running}
 
-    @app.get("/metrics", tags=["state"])
-    async def metrics() -> Response:
+    @app.get("/metrics", tags=["state"], response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
         serving.metrics.waiting.set(serving.batcher.waiting)
         serving.metrics.running.set(serving.batcher.running)
-        return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(serving.metrics.text())
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

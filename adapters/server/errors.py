@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from rc_agents import RCError
@@ -21,6 +22,36 @@ KINDS = {
     422: "invalid_request_error",
     429: "rate_limit_error",
     504: "timeout_error",
+}
+
+
+class Error(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every refusal."""
+
+    error: Error
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": meaning}
+    for status, meaning in {
+        400: "The request cannot be answered",
+        401: "The key is missing or wrong",
+        404: "No such model or path",
+        413: "The body is too large",
+        429: "The queue is full; Retry-After says when to try again",
+        500: "The server failed",
+        503: "The server is stopping",
+        504: "The deadline passed before the answer was begun",
+    }.items()
 }
 
 
@@ -46,7 +77,9 @@ class Refused(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
-        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        self.headers: dict[str, str] = (
+            {} if retry_after is None else {"Retry-After": str(retry_after)}
+        )
 
     def body(self) -> dict[str, Any]:
         """Returns OpenAI's form."""
@@ -90,7 +123,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def routed(request: Request, error: HTTPException) -> JSONResponse:
-        return respond(Refused(error.status_code, f"{error.detail}: {request.url.path}"))
+        refused = Refused(error.status_code, f"{error.detail}: {request.url.path}")
+        refused.headers |= error.headers or {}
+        return respond(refused)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:

@@ -12,22 +12,27 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        kept = {"registry": self.registry}
+        kept = self.registry
         self.requests = Counter(
-            "rc_requests_total", "Requests by path and status", ["path", "status"], **kept
+            "rc_requests_total", "Requests by path and status", ["path", "status"], registry=kept
         )
-        self.tokens = Counter("rc_tokens_total", "Tokens read and written", ["kind"], **kept)
-        self.cancelled = Counter("rc_cancelled_total", "Answers whose client went away", **kept)
-        self.waiting = Gauge("rc_waiting", "Answers that wait", **kept)
-        self.running = Gauge("rc_running", "Answers that are being written", **kept)
+        self.tokens = Counter("rc_tokens_total", "Tokens read and written", ["kind"], registry=kept)
+        self.cancelled = Counter(
+            "rc_cancelled_total", "Answers whose client went away", registry=kept
+        )
+        self.waiting = Gauge("rc_waiting", "Answers that wait", registry=kept)
+        self.running = Gauge("rc_running", "Answers that are being written", registry=kept)
         self.rows = Histogram(
-            "rc_batch_rows", "Answers a generate call", buckets=(1, 2, 4, 8, 16, 32), **kept
+            "rc_batch_rows", "Answers a generate call", buckets=(1, 2, 4, 8, 16, 32), registry=kept
         )
         self.first = Histogram(
-            "rc_first_token_seconds", "From arrival to the first text", buckets=SECONDS, **kept
+            "rc_first_token_seconds",
+            "From arrival to the first text",
+            buckets=SECONDS,
+            registry=kept,
         )
         self.seconds = Histogram(
-            "rc_answer_seconds", "From arrival to the end", buckets=SECONDS, **kept
+            "rc_answer_seconds", "From arrival to the end", buckets=SECONDS, registry=kept
         )
 
     def text(self) -> bytes:

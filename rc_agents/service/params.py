@@ -56,9 +56,9 @@ class GenerationParams:
         _check_integer("logprobs", self.logprobs, least=0)
         if (self.logprobs or 0) > MOST_LOGPROBS:
             raise InputError(f"logprobs is at most {MOST_LOGPROBS}, got {self.logprobs}")
-        for token, value in (self.logit_bias or {}).items():
+        for token, added in (self.logit_bias or {}).items():
             _check_integer("a token of logit_bias", token, least=0)
-            _check_number("logit_bias", value, "a token", lambda _: True)
+            _check_number("logit_bias", added, "a token", lambda _: True)
         _check_integer("seed", self.seed)
         _check_number("temperature", self.temperature, "of at least 0", lambda value: value >= 0)
         _check_number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)

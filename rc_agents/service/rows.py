@@ -323,5 +323,5 @@ def _first(asked: Any, default: Any) -> Any:
     return default if asked is None else asked
 
 
-def _given(values: list[object]) -> list[object] | None:
-    return None if all(value is None for value in values) else values
+def _given(values: Sequence[object]) -> list[object] | None:
+    return None if all(value is None for value in values) else list(values)
