@@ -1,5 +1,6 @@
 """Runs code written for real models on tiny ones: each model it names gets a random stand-in."""
 
+import json
 import re
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import saved
 
+ROOM = 2048  # tokens, for a chat with tools
 ADAPTER = re.compile(r'(?<=adapter=)"([^"]+)"')
 MODEL = re.compile(r'"(package:[^"]+|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"')
 
@@ -37,7 +39,11 @@ def _model(folder: Path, reference: str) -> Path:
     path = folder / f"model-{number}"
     if path.exists():
         return path / "llama-prose"
-    return saved(path, "llama", "prose", seed=number % 1000)
+    made = saved(path, "llama", "prose", seed=number % 1000)
+    settings = json.loads((made / "config.json").read_text())
+    settings["max_position_embeddings"] = ROOM
+    (made / "config.json").write_text(json.dumps(settings))
+    return made
 
 
 def _adapter(folder: Path, reference: str) -> Path:
