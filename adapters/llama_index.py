@@ -1,0 +1,127 @@
+"""LlamaIndex: a model over an ensemble.
+
+Settings.llm = EnsembleLLM("my-ensemble", specialists=["medical"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+)
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
+
+from rc_agents import CoupledForCausalLM
+from rc_agents.service import (
+    GenerationParams,
+    GenerationResult,
+    GenerationService,
+    Prompt,
+    PromptLike,
+)
+
+PARAMS = ("temperature", "top_p", "top_k", "seed", "stop", "timeout", "specialists", "strength")
+NO_LIMIT = 1 << 20
+
+
+class EnsembleLLM(CustomLLM):
+    """An ensemble as a model of LlamaIndex.
+
+    Args:
+        model: a live ensemble, or its folder, id or `package:NAME`.
+        options: `max_tokens` and what `GenerationParams` takes, for every call; each call may pass its own.
+    """
+
+    _service: GenerationService = PrivateAttr()
+    _options: Mapping[str, Any] = PrivateAttr()
+
+    def __init__(self, model: CoupledForCausalLM | str | Path, **options: Any) -> None:
+        super().__init__()
+        self._service, self._options = GenerationService.of(model), options
+        self._params({})
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name in LlamaIndex's registry."""
+        return "rc_agents"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What LlamaIndex plans prompts by."""
+        limit = self._service.context_limit()
+        return LLMMetadata(
+            context_window=limit[1] if limit else NO_LIMIT,
+            num_output=self._options.get("max_tokens") or 256,
+            is_chat_model=bool(getattr(self._service.model.tokenizer, "chat_template", None)),
+            model_name=self._service.model.name_or_path or "rc_agents",
+        )
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Goes on from a text."""
+        result = self._service.generate(prompt, self._params(kwargs))
+        return CompletionResponse(text=result.text, raw=_raw(result))
+
+    @llm_completion_callback()
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseGen:
+        """Goes on from a text, piece by piece."""
+        for delta, text, raw in self._pieces(prompt, kwargs):
+            yield CompletionResponse(text=text, delta=delta, raw=raw)
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answers a chat by each model's own template."""
+        result = self._service.generate(self._prompt(messages), self._params(kwargs))
+        return ChatResponse(message=_says(result.text), raw=_raw(result))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Answers a chat, piece by piece."""
+        for delta, text, raw in self._pieces(self._prompt(messages), kwargs):
+            yield ChatResponse(message=_says(text), delta=delta, raw=raw)
+
+    def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
+        turns = [{"role": one.role.value, "content": one.content or ""} for one in messages]
+        return self._service.converse(turns).prompt
+
+    def _params(self, kwargs: Mapping[str, Any]) -> GenerationParams:
+        asked = {**self._options, **kwargs}
+        limit = asked.pop("max_tokens", None)
+        known = {name: asked[name] for name in PARAMS if asked.get(name) is not None}
+        return GenerationParams(max_new_tokens=limit, **known)
+
+    def _pieces(self, prompt: PromptLike, kwargs: Mapping[str, Any]) -> Any:
+        text = ""
+        with self._service.stream(prompt, self._params(kwargs)) as stream:
+            for delta in stream:
+                text += delta
+                yield delta, text, None
+            yield "", text, _raw(stream.result)
+
+
+def _says(text: str) -> ChatMessage:
+    return ChatMessage(role=MessageRole.ASSISTANT, content=text)
+
+
+def _raw(result: GenerationResult) -> dict[str, Any]:
+    """What LlamaIndex's token counters read."""
+    tokens = result.prompt_tokens, result.completion_tokens
+    usage = {
+        "prompt_tokens": tokens[0],
+        "completion_tokens": tokens[1],
+        "total_tokens": sum(tokens),
+    }
+    return {"usage": usage, "finish_reason": result.finish_reason}

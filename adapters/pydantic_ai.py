@@ -1,0 +1,164 @@
+"""pydantic-ai: a model over an ensemble.
+
+agent = Agent(EnsembleModel("my-ensemble", specialists=["medical"]), output_type=Title)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    ModelResponsePart,
+    RetryPromptPart,
+    SystemPromptPart,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+    UserPromptPart,
+)
+from pydantic_ai.models import Model, ModelRequestParameters
+from pydantic_ai.profiles import ModelProfile
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.usage import RequestUsage
+
+from rc_agents import CoupledForCausalLM
+from rc_agents.errors import InputError
+from rc_agents.service import GenerationParams, GenerationService
+
+PARAMS = ("temperature", "top_p", "seed", "timeout")
+
+
+class EnsembleModel(Model):
+    """An ensemble as a model of pydantic-ai; requests run in a thread of their own.
+
+    Args:
+        model: a live ensemble, or its folder, id or `package:NAME`.
+        specialists: who takes part; None for all.
+        strength: factor on the bridges, or a dict by specialist.
+        settings: of every request: `max_tokens`, `temperature`, `top_p`, `seed`, `timeout`, `stop_sequences`.
+    """
+
+    def __init__(
+        self,
+        model: CoupledForCausalLM | str | Path,
+        *,
+        specialists: Sequence[str] | None = None,
+        strength: float | Mapping[str, float] | None = None,
+        settings: ModelSettings | None = None,
+    ) -> None:
+        profile = ModelProfile(supports_json_schema_output=True, supports_json_object_output=True)
+        super().__init__(settings=settings, profile=profile)
+        self.service = GenerationService.of(model)
+        self.chosen = GenerationParams(specialists=specialists, strength=strength)
+
+    @property
+    def model_name(self) -> str:
+        """The ensemble's name."""
+        return self.service.model.name_or_path or "rc_agents"
+
+    @property
+    def system(self) -> str:
+        """Who provides it."""
+        return "rc_agents"
+
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        """Answers a conversation."""
+        settings, asked = self.prepare_request(model_settings, model_request_parameters)
+        return await asyncio.to_thread(self._answer, messages, settings or {}, asked)
+
+    def _answer(
+        self, messages: list[ModelMessage], settings: Any, asked: ModelRequestParameters
+    ) -> ModelResponse:
+        tools = [_tool(one) for one in (*asked.function_tools, *asked.output_tools)]
+        form = None
+        if asked.output_mode == "native" and asked.output_object is not None:
+            schema = {"schema": asked.output_object.json_schema, "strict": True}
+            form = {"type": "json_schema", "json_schema": schema}
+        talk = self.service.converse(
+            self._turns(messages, asked),
+            tools=tools or None,
+            tool_choice=None if asked.allow_text_output or not tools else "required",
+            response_format=form,
+        )
+        params = GenerationParams(
+            max_new_tokens=settings.get("max_tokens"),
+            stop=settings.get("stop_sequences") or (),
+            specialists=self.chosen.specialists,
+            strength=self.chosen.strength,
+            **{name: settings[name] for name in PARAMS if settings.get(name) is not None},
+        )
+        result = self.service.generate(talk.prompt, talk.params(params))
+        reply = talk.read(result.text)
+        parts: list[ModelResponsePart] = [TextPart(reply.content)] if reply.content else []
+        parts += [ToolCallPart(one.name, one.text, one.id) for one in reply.tool_calls]
+        usage = RequestUsage(
+            input_tokens=result.prompt_tokens, output_tokens=result.completion_tokens
+        )
+        return ModelResponse(parts=parts, usage=usage, model_name=self.model_name)
+
+    def _turns(
+        self, messages: list[ModelMessage], asked: ModelRequestParameters
+    ) -> list[dict[str, Any]]:
+        """The conversation in OpenAI's form."""
+        found: list[dict[str, Any]] = []
+        for one in self._get_instruction_parts(messages, asked) or ():
+            found.append({"role": "system", "content": one.content})
+        for message in messages:
+            if isinstance(message, ModelRequest):
+                found += [_request(part) for part in message.parts]
+            else:
+                found.append(_response(message))
+        system = "\n\n".join(one["content"] for one in found if one["role"] == "system")
+        rest = [one for one in found if one["role"] != "system"]
+        return [{"role": "system", "content": system}, *rest] if system else rest
+
+
+def _request(part: Any) -> dict[str, Any]:
+    if isinstance(part, SystemPromptPart):
+        return {"role": "system", "content": part.content}
+    if isinstance(part, UserPromptPart):
+        contents = [part.content] if isinstance(part.content, str) else list(part.content)
+        if not all(isinstance(one, str) for one in contents):
+            raise InputError("the ensemble reads text only, and a prompt holds something else")
+        return {"role": "user", "content": "\n".join(map(str, contents))}
+    if isinstance(part, ToolReturnPart):
+        text = part.model_response_str()
+        return {"role": "tool", "tool_call_id": part.tool_call_id, "content": text}
+    if isinstance(part, RetryPromptPart):
+        role = "user" if part.tool_name is None else "tool"
+        return {"role": role, "tool_call_id": part.tool_call_id, "content": part.model_response()}
+    raise InputError(f"the ensemble reads text only, got a {type(part).__name__}")
+
+
+def _response(message: ModelResponse) -> dict[str, Any]:
+    text = "".join(part.content for part in message.parts if isinstance(part, TextPart))
+    calls = [
+        {
+            "id": part.tool_call_id,
+            "function": {"name": part.tool_name, "arguments": part.args_as_json_str()},
+        }
+        for part in message.parts
+        if isinstance(part, ToolCallPart)
+    ]
+    turn = {"role": "assistant", "content": text}
+    return {**turn, "tool_calls": calls} if calls else turn
+
+
+def _tool(tool: Any) -> dict[str, Any]:
+    function = {
+        "name": tool.name,
+        "description": tool.description or "",
+        "parameters": tool.parameters_json_schema,
+    }
+    return {"type": "function", "function": function}

@@ -1,0 +1,110 @@
+"""smolagents: a model over an ensemble.
+
+agent = ToolCallingAgent(tools=[...], model=EnsembleModel("my-ensemble", specialists=["medical"]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smolagents.models import (
+    ChatMessage,
+    ChatMessageStreamDelta,
+    ChatMessageToolCall,
+    ChatMessageToolCallFunction,
+    MessageRole,
+    Model,
+    TokenUsage,
+)
+
+from rc_agents import CoupledForCausalLM
+from rc_agents.service import Conversation, GenerationParams, GenerationService
+
+PARAMS = ("temperature", "top_p", "top_k", "seed", "timeout")
+
+
+class EnsembleModel(Model):
+    """An ensemble as a model of smolagents.
+
+    Args:
+        model: a live ensemble, or its folder, id or `package:NAME`.
+        specialists: who takes part; None for all.
+        strength: factor on the bridges, or a dict by specialist.
+        options: `max_tokens`, `temperature`, `top_p`, `top_k`, `seed`, `timeout`, `stop` for every call.
+    """
+
+    def __init__(
+        self,
+        model: CoupledForCausalLM | str | Path,
+        *,
+        specialists: Sequence[str] | None = None,
+        strength: float | Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> None:
+        self.service = GenerationService.of(model)
+        name = self.service.model.name_or_path or "rc_agents"
+        self.chosen = GenerationParams(specialists=specialists, strength=strength)
+        super().__init__(flatten_messages_as_text=True, model_id=name, **options)
+
+    @property
+    def supports_stop_parameter(self) -> bool:
+        """It stops before any string."""
+        return True
+
+    def generate(self, messages: list[Any], *args: Any, **kwargs: Any) -> ChatMessage:
+        """Answers a chat; arguments as in the base class."""
+        talk, params = self._plan(messages, *args, **kwargs)
+        result = self.service.generate(talk.prompt, params)
+        reply = talk.read(result.text)
+        calls = [
+            ChatMessageToolCall(
+                id=one.id,
+                type="function",
+                function=ChatMessageToolCallFunction(
+                    name=one.name, arguments=one.text if one.arguments is None else one.arguments
+                ),
+            )
+            for one in reply.tool_calls
+        ]
+        return ChatMessage(
+            role=MessageRole.ASSISTANT,
+            content=reply.content,
+            tool_calls=calls or None,
+            raw=result,
+            token_usage=TokenUsage(result.prompt_tokens, result.completion_tokens),
+        )
+
+    def generate_stream(
+        self, messages: list[Any], *args: Any, **kwargs: Any
+    ) -> Generator[ChatMessageStreamDelta]:
+        """Answers a chat piece by piece; calls come whole, with the text that they are written as."""
+        talk, params = self._plan(messages, *args, **kwargs)
+        with self.service.stream(talk.prompt, params) as stream:
+            for text in stream:
+                yield ChatMessageStreamDelta(content=text)
+            result = stream.result
+        usage = TokenUsage(result.prompt_tokens, result.completion_tokens)
+        yield ChatMessageStreamDelta(content="", token_usage=usage)
+
+    def _plan(
+        self, messages: list[Any], *args: Any, **kwargs: Any
+    ) -> tuple[Conversation, GenerationParams]:
+        asked = self._prepare_completion_kwargs(messages, *args, **kwargs)
+        talk = self.service.converse(
+            asked.pop("messages"),
+            tools=asked.pop("tools", None),
+            tool_choice=asked.pop("tool_choice", None),
+            response_format=asked.pop("response_format", None),
+        )
+        limit = asked.pop("max_tokens", asked.pop("max_new_tokens", None))
+        given = {name: asked[name] for name in PARAMS if asked.get(name) is not None}
+        params = GenerationParams(
+            max_new_tokens=limit,
+            stop=asked.get("stop") or (),
+            specialists=self.chosen.specialists,
+            strength=self.chosen.strength,
+            **given,
+        )
+        return talk, talk.params(params)
