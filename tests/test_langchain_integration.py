@@ -100,6 +100,12 @@ class TestTiny(Suite):
     "the sense to call a function of its own accord, at 135M parameters",
     "test_agent_loop",
 )
+@lacks(
+    "an end to what it writes: at 135M parameters it repeats itself until max_tokens",
+    "test_structured_output_pydantic_2_v1",
+    "test_unicode_tool_call_integration",
+)
+@lacks("the sense to name both fields without a schema to guide it", "test_json_mode")
 class TestReal(Suite):
     """SmolLM2-135M from the package index."""
 
