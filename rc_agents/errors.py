@@ -34,6 +34,10 @@ class InputError(RCError, ValueError):
     """A call got inputs it cannot work with."""
 
 
+class ContextError(InputError):
+    """A text is longer than one of its models takes."""
+
+
 class TrainingError(RCError, ValueError):
     """A training run is configured in a way that cannot work."""
 

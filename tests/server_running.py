@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn
 from rc_agents.adapters.server import create_app
+from rc_agents.adapters.server import server as make_server
 
 
 @dataclass
@@ -38,8 +39,7 @@ class Running:
 @contextlib.contextmanager
 def running(model: Any, **options: Any) -> Iterator[Running]:
     app = create_app(model, **options)
-    config = uvicorn.Config(app, port=0, log_level="info", timeout_graceful_shutdown=20)
-    server = uvicorn.Server(config)
+    server = make_server(app, port=0, log_level="info")
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -12,8 +12,9 @@ import httpx
 import openai
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from pydantic import BaseModel
-from rc_agents.adapters.server import Limits
+from rc_agents.adapters.server import Limits, create_app
 
 import rc_agents
 from rc_agents.cli.app import run
@@ -29,6 +30,7 @@ USER = [{"role": "user", "content": "Where is the river?"}]
 
 
 def ensemble():
+    torch.manual_seed(0)  # of the bridges
     tokenizer = tiny_tokenizer("prose")
     size = len(tokenizer)
     model = rc_agents.couple(
@@ -360,8 +362,59 @@ def test_a_model_that_takes_no_part_has_no_say_about_the_length(client, monkeypa
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda n: ask(client, "rc:medical", **asked | {"seed": n}), range(3)))
         short = pool.submit(ask, client, "rc:code", max_tokens=4)
-    assert [one.usage.completion_tokens for one in found] == [60] * 3
+    expected = [told(max_new_tokens=60, temperature=1.0, seed=n).text for n in range(3)]
+    assert [one.choices[0].message.content for one in found] == expected
     assert short.result().usage.completion_tokens == 4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": []},
+        {"prompt": [[]]},
+        {"prompt": "a\ud800"},
+        {"prompt": "a", "logit_bias": {"1" * 5000: 1}},
+        {"prompt": "a", "max_tokens": 0},
+        {"prompt": "a", "stream": True, "echo": True, "logprobs": 1},
+    ],
+)
+def test_an_odd_completion_is_a_clients_error(server, body):
+    content = json.dumps({"model": "rc"} | body)
+    response = httpx.post(f"{server.url}/v1/completions", content=content)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"]
+
+
+def test_nulls_are_as_if_left_out(server):
+    body = {"model": "rc", "prompt": "a", "max_tokens": 2, "stream": None, "echo": None}
+    response = httpx.post(f"{server.url}/v1/completions", json=body | {"logprobs": None})
+    assert response.status_code == 200
+    chat = {"model": "rc", "messages": USER, "max_tokens": 2, "logprobs": None, "tools": None}
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=chat).status_code == 200
+
+
+def test_a_prompts_own_probabilities_need_no_answer(client):
+    options = {"model": "rc", "prompt": "The river came", "echo": True, "logprobs": 0}
+    found = client.completions.create(max_tokens=0, **options)
+    assert found.choices[0].text == "The river came"
+    assert found.usage.completion_tokens == 0
+    more = client.completions.create(max_tokens=2, **options).choices[0].logprobs
+    assert found.choices[0].logprobs.token_logprobs == more.token_logprobs[:-2]
+
+
+def test_the_servers_limit_holds_where_a_request_says_nothing():
+    with running(MODEL, limits=Limits(max_tokens=4)) as server:
+        api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        chat = api.chat.completions.create(model="rc", messages=USER)
+        text = api.completions.create(model="rc", prompt="The river")
+        assert chat.usage.completion_tokens == text.usage.completion_tokens == 4
+        api.close()
+
+
+@pytest.mark.parametrize("options", [{"name": "a:b"}, {"name": ""}, {"api_key": " "}])
+def test_names_and_keys_that_cannot_work_are_refused(options):
+    with pytest.raises(ConfigError):
+        create_app(MODEL, **options)
 
 
 def test_what_is_no_request_has_openais_form_too(server):
@@ -428,12 +481,11 @@ def test_a_deadline_ends_what_runs_and_refuses_what_waits(client, server, monkey
         first = pool.submit(ask, client)
         until(lambda: server.batcher.running == 1)
         late = pool.submit(ask, client, extra_body={"timeout": 0.05})
-        until(lambda: server.batcher.waiting == 1)
-        time.sleep(0.1)
+        with pytest.raises(openai.InternalServerError, match="deadline passed"):
+            late.result(5)  # while the other still runs
+        assert not first.done()
         go.set()
         assert first.result().choices
-        with pytest.raises(openai.InternalServerError, match="deadline passed"):
-            late.result()
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -455,38 +507,77 @@ def test_a_client_that_leaves_frees_its_place(server, client, streaming):
     assert time.monotonic() - began < 15  # 1,800 tokens take far longer
 
 
-def test_a_stop_lets_running_answers_end_and_fails_those_that_wait(monkeypatch):
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_stop_lets_running_answers_end_and_fails_those_that_wait(monkeypatch, streaming):
     limits = Limits(batch=1, grace_seconds=15)
     with running(MODEL, limits=limits) as server, ThreadPoolExecutor(3) as pool:
         api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        with held(monkeypatch, server) as go:
-            runs = pool.submit(lambda: list(ask(api, stream=True, max_tokens=20)))
-            until(lambda: server.batcher.running == 1)
-            stops = pool.submit(server.batcher.close)
-            until(lambda: server.batcher._closing)
-            with pytest.raises(openai.InternalServerError, match="stopping"):
-                ask(api)
-            go.set()
-            stops.result()
-        assert runs.result()[-1].choices[0].finish_reason == "length"
-        api.close()
 
+        def whole():
+            found = ask(api, stream=streaming, max_tokens=20)
+            return (list(found)[-1] if streaming else found).choices[0].finish_reason
 
-def test_what_waits_when_the_server_stops_is_told(monkeypatch):
-    with running(MODEL, limits=Limits(batch=1)) as server, ThreadPoolExecutor(3) as pool:
-        api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         with held(monkeypatch, server) as go:
-            first = pool.submit(ask, api)
+            runs = pool.submit(whole)
             until(lambda: server.batcher.running == 1)
-            waits = pool.submit(ask, api)
+            waits = pool.submit(whole)
             until(lambda: server.batcher.waiting == 1)
-            closing = pool.submit(server.batcher.close)
-            with pytest.raises(openai.InternalServerError, match="before this request was begun"):
-                waits.result()
+            server.server.should_exit = True  # as a signal's handler sets it
+            with pytest.raises(openai.APIError, match="before this request was begun"):
+                waits.result(10)
             go.set()
-            closing.result()
-        assert first.result().choices
+            assert runs.result() == "length"
         api.close()
+
+
+def test_a_stop_cuts_what_outlasts_its_grace_and_says_so():
+    with running(MODEL, limits=Limits(grace_seconds=0.5)) as server, ThreadPoolExecutor(1) as pool:
+        api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        runs = pool.submit(ask, api, max_tokens=1900)
+        until(lambda: server.batcher.running == 1)
+        server.server.should_exit = True
+        with pytest.raises(openai.InternalServerError, match="while this request ran"):
+            runs.result(20)
+        server.thread.join(20)
+        assert not server.thread.is_alive()
+        api.close()
+
+
+def test_an_app_can_be_started_again():
+    app = create_app(MODEL)
+    for _ in range(2):
+        with TestClient(app) as found:
+            body = {"model": "rc", "prompt": "The", "max_tokens": 2}
+            assert found.post("/v1/completions", json=body).status_code == 200
+            assert found.get("/health").json()["status"] == "ok"
+
+
+def test_a_row_that_no_longer_fits_fails_alone_and_the_server_goes_on(client, server, monkeypatch):
+    with held(monkeypatch, server) as go, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, client)
+        until(lambda: server.batcher.running == 1)
+        late = pool.submit(ask, client, "rc:code")
+        until(lambda: server.batcher.waiting == 1)
+        monkeypatch.setattr(MODEL.models["code"].config, "max_position_embeddings", 4)
+        go.set()
+        assert first.result().choices
+        with pytest.raises(openai.BadRequestError, match="takes at most 4"):
+            late.result(10)
+    assert ask(client).choices
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_clients_that_left_take_no_place_in_the_queue(monkeypatch):
+    with running(MODEL, limits=Limits(batch=1, queue=4)) as server:
+        with held(monkeypatch, server):
+            body = {"model": "rc", "messages": USER, "max_tokens": 4}
+            url = f"{server.url}/v1/chat/completions"
+            for number in range(12):
+                with pytest.raises(httpx.ReadTimeout):
+                    httpx.post(url, json=body, timeout=0.3)
+                until(lambda: server.batcher.waiting == 0)
+                assert len(server.batcher._waiting) <= 2, number
+        assert httpx.post(url, json=body, timeout=30).status_code == 200
 
 
 def test_one_request_at_fault_fails_alone(client, server, monkeypatch):

@@ -103,7 +103,7 @@ APP = create_app(MODEL, limits=Limits(max_tokens=4, prompt_tokens=512, seconds=5
 
 
 @schemathesis.openapi.from_asgi("/openapi.json", APP).parametrize()
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_whatever_the_schema_allows_is_answered_as_it_says(case):
     # A schema cannot say which models are served, or what fits them: a valid request may still be refused.
     case.call_and_validate(excluded_checks=[schemathesis.checks.positive_data_acceptance])

@@ -27,6 +27,9 @@ WEATHER = {
     "type": "function",
     "function": {"name": "weather", "description": "Weather", "parameters": SCHEMA},
 }
+DEEP = {"type": "integer"}
+for _ in range(300):
+    DEEP = {"type": "array", "items": DEEP}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 USER = [{"role": "user", "content": "How is the weather in Rome?"}]
 # A chat template that shows tools and calls itself, as Qwen's does.
@@ -226,6 +229,11 @@ def test_a_wanted_form_is_told_and_kept(service):
         ({"tools": [WEATHER, WEATHER]}, "a name of its own"),
         ({"tools": [WEATHER], "tool_choice": "whether"}, "did you mean 'weather'"),
         ({"tool_choice": "required"}, "there are no tools"),
+        ({"tools": [WEATHER], "tool_choice": {"function": "weather"}}, "tool_choice is"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": DEEP}}},
+            "no answer can be",
+        ),
         ({"response_format": {"type": "xml"}}, "response_format is"),
         ({"response_format": {"type": "json_schema"}}, "needs"),
         ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "not both"),
@@ -234,6 +242,39 @@ def test_a_wanted_form_is_told_and_kept(service):
 def test_what_cannot_be_asked_is_refused(service, options, message):
     with pytest.raises(InputError, match=message):
         service.converse(USER, **options)
+
+
+def test_half_a_character_is_refused(service):
+    for prompt in ("a\ud800", [{"role": "user", "content": "a\ud800"}]):
+        with pytest.raises(InputError, match="half a character"):
+            service.prompt(prompt)
+
+
+def test_a_guide_that_fails_on_its_way_ends_its_row_alone(service, monkeypatch):
+    push = Guiding.push
+
+    def fails(self, token):
+        push(self, token)
+        raise InputError("the guide cannot be followed: too large")
+
+    monkeypatch.setattr(Guiding, "push", fails)
+    params = [GenerationParams(guide=Guide.regex("z{9}")), GenerationParams(max_new_tokens=5)]
+    ended = {}
+    service.batch(["The", "A"], params, ended=ended.__setitem__)
+    assert (ended[0].finish_reason, str(ended[0].error)[:9]) == ("error", "the guide")
+    assert (ended[1].finish_reason, ended[1].completion_tokens) == ("length", 5)
+    with pytest.raises(InputError, match="cannot be followed"):
+        service.generate("The", params[0])
+
+
+def test_a_specialist_that_takes_no_part_in_a_row_is_not_attributed(service):
+    params = [
+        GenerationParams(max_new_tokens=3, attribution=True, specialists=names)
+        for names in (None, [], ["medical"])
+    ]
+    found = service.batch(["The river"] * 3, params)
+    keys = [[set(one.contributions) for one in row.tokens] for row in found]
+    assert keys == [[{"medical"}] * 3, [set()] * 3, [{"medical"}] * 3]
 
 
 def test_a_malformed_call_in_the_history_is_refused(service):
@@ -249,6 +290,19 @@ def test_choices_are_read():
     assert read_choice(None, []) == "none"
     assert read_choice(False, tools) == "none"
     assert read_choice("weather", tools) == "=weather"
+
+
+def test_an_answer_that_cannot_be_a_call_is_not_held_back():
+    reader = CallReader(["f"])
+    assert reader.push("[1] see") == ["[1] see"]
+    reader = CallReader(["f"])
+    assert reader.push('{"na') == []
+    assert reader.push('tion": "Rome"}') == ['{"nation": "Rome"}']
+
+
+def test_a_property_may_be_called_properties():
+    inner = {"type": ["object", "null"], "properties": {"properties": {"type": "string"}}}
+    assert closed(inner) == {**inner, "additionalProperties": False}
 
 
 def test_schemas_are_closed_where_they_list_properties():
@@ -298,13 +352,15 @@ CALL = '{"name": "f", "arguments": {"a": 1}}'
         (f"[{CALL}, {CALL}]", "", ["f", "f"]),
         ('{"title": "no call"}', '{"title": "no call"}', []),
         ("[1, 2]", "[1, 2]", []),
+        ('{"name": "g", "arguments": {}}', '{"name": "g", "arguments": {}}', []),
+        ("[1] see the names", "[1] see the names", []),
         ("", "", []),
     ],
 )
 @given(cuts=st.lists(st.integers(0, 120), max_size=5))
 def test_an_answer_is_split_alike_however_it_comes(text, content, names, cuts):
     bounds = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    reader = CallReader()
+    reader = CallReader(["f"])
     found = []
     for start, stop in pairwise(bounds):
         found += reader.push(text[start:stop])

@@ -8,6 +8,7 @@ try:
     import fastapi  # noqa: F401
     import prometheus_client  # noqa: F401
     import sse_starlette  # noqa: F401
+    import uvicorn  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"rc_agents.adapters.server needs {error.name}; run: pip install 'rc-agents[serve]'"
@@ -15,5 +16,6 @@ except ImportError as error:
 
 from .app import create_app
 from .limits import Limits
+from .run import server
 
-__all__ = ["Limits", "create_app"]
+__all__ = ["Limits", "create_app", "server"]

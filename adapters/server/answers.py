@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from sse_starlette import EventSourceResponse
 from rc_agents.service import GenerationResult
 
 from .batching import Job
-from .errors import Refused
+from .errors import Refused, refusal
 from .serving import Serving
 
 POLL = 0.1  # seconds between looks whether the client is still there
@@ -27,16 +28,35 @@ async def gather(serving: Serving, request: Request, jobs: Sequence[Job]) -> lis
         Refused, RCError: what went wrong with the first row that failed; the others end too.
     """
     serving.batcher.submit(jobs)
-    work = asyncio.gather(*(_whole(serving, job) for job in jobs))
+    tasks = [asyncio.create_task(_whole(serving, job)) for job in jobs]
     try:
-        while not work.done():
-            await asyncio.wait([work], timeout=POLL)
-            if not work.done() and await request.is_disconnected():
+        while True:
+            done, open_ones = await asyncio.wait(
+                tasks, timeout=POLL, return_when=asyncio.FIRST_EXCEPTION
+            )
+            if not open_ones or any(task.exception() for task in done):
+                return [task.result() for task in tasks if task in done]
+            if await request.is_disconnected():
                 raise Refused(499, "the client went away")
-        return list(await work)
     finally:
-        _end(serving, jobs)
-        work.cancel()
+        give_up(serving, jobs)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def events(
+    serving: Serving, jobs: Sequence[Job], chunks: AsyncIterator[dict[str, Any]]
+) -> AsyncIterator[str]:
+    """Yields chunks as JSON, then OpenAI's end; an error is a chunk of its own. What is left open ends with it."""
+    try:
+        async for chunk in chunks:
+            yield json.dumps(chunk)
+        yield "[DONE]"
+    except Exception as error:
+        yield json.dumps(refusal(error).body())
+    finally:
+        give_up(serving, jobs)
 
 
 async def stream(
@@ -64,15 +84,18 @@ async def stream(
                 count(serving, jobs[row], piece)
             yield row, piece
     finally:
-        _end(serving, jobs)
+        give_up(serving, jobs)
         for task in tasks:
             task.cancel()
 
 
-def sent(serving: Serving, events: AsyncIterator[str]) -> EventSourceResponse:
-    """Returns a stream of events that goes on through a server's stop for as long as its grace allows."""
+def sent(
+    serving: Serving, jobs: Sequence[Job], chunks: AsyncIterator[dict[str, Any]]
+) -> EventSourceResponse:
+    """Puts rows into the queue; returns their stream, which a server's stop leaves alone for its grace."""
+    serving.batcher.submit(jobs)
     return EventSourceResponse(
-        events,
+        events(serving, jobs, chunks),
         sep="\n",
         ping=15,
         send_timeout=30,
@@ -100,8 +123,8 @@ def count(serving: Serving, job: Job, result: GenerationResult) -> None:
     metrics.seconds.observe(time.monotonic() - job.arrived)
 
 
-def _end(serving: Serving, jobs: Sequence[Job]) -> None:
-    """Gives up the rows that have not ended."""
+def give_up(serving: Serving, jobs: Sequence[Job]) -> None:
+    """Ends the rows that have not ended."""
     for job in jobs:
         if not job.ended and not job.cancel.is_set():
             job.cancel.set()

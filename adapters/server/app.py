@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rc_agents import CoupledForCausalLM, __version__
+from rc_agents.errors import ConfigError
 from rc_agents.service import GenerationService, load
 
 from . import chat, completions, errors
@@ -47,12 +48,15 @@ def create_app(
     Raises:
         RCError: the ensemble cannot be loaded, or has no tokenizer.
     """
+    if api_key is not None and not api_key.strip():
+        raise ConfigError("the API key is empty; leave it out, or set one")
     loaded = model if isinstance(model, CoupledForCausalLM) else load(model, **options)
     chosen, metrics = limits or Limits(), Metrics()
     serving = Serving(GenerationService(loaded), name, chosen, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        serving.batcher.start()
         yield
         await run_in_threadpool(serving.batcher.close)
 
@@ -88,7 +92,7 @@ def _add_plain_routes(app: FastAPI, serving: Serving) -> None:
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(serving, one) for one in serving.names]}
 
-    @app.get("/v1/models/{model}", tags=["models"])
+    @app.get("/v1/models/{model:path}", tags=["models"])
     async def one_model(model: str) -> dict[str, Any]:
         serving.specialists(model)
         return _model(serving, model)
@@ -104,6 +108,8 @@ def _add_plain_routes(app: FastAPI, serving: Serving) -> None:
     @app.get("/health", tags=["state"])
     async def health() -> dict[str, Any]:
         batcher = serving.batcher
+        if not batcher.alive:
+            raise Refused(503, "the server answers no requests any more", code="stopping")
         return {"status": "ok", "waiting": batcher.waiting, "running": batcher.running}
 
     @app.get("/metrics", tags=["state"], response_class=PlainTextResponse)
@@ -156,6 +162,11 @@ class Guard:
 
         try:
             await self._guarded(scope, receive, counted)
+        except Exception as error:
+            errors.log(error)
+            if status != 499:
+                raise
+            await errors.respond(errors.refusal(error))(scope, receive, counted)
         finally:
             known = scope.get("route")
             path = getattr(known, "path", "other")
@@ -181,7 +192,9 @@ class Guard:
             if len(body) > most:
                 await errors.respond(too_large)(scope, receive, send)
                 return
-            if message["type"] != "http.request" or not message.get("more_body"):
+            if message["type"] == "http.disconnect":
+                return
+            if not message.get("more_body"):
                 break
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -15,12 +15,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from rc_agents import RCError
-from rc_agents.service import GenerationParams, GenerationResult, GenerationService, Prompt
+from rc_agents.service import (
+    GenerationParams,
+    GenerationResult,
+    GenerationService,
+    Prompt,
+    TokenRecord,
+)
 
-from .errors import Refused
+from .errors import Refused, log
 from .limits import Limits
-
-END = object()
 
 
 @dataclass(eq=False)
@@ -31,17 +35,26 @@ class Job:
         prompt: rendered.
         params: its own.
         deadline: of `time.monotonic`.
+        reads: whether the prompt's own tokens are scored too, into `read`.
     """
 
     prompt: Prompt
     params: GenerationParams
     deadline: float
+    reads: bool = False
+    read: tuple[TokenRecord, ...] = ()
     cancel: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
     first: float | None = None
+    begun: bool = False
     ended: bool = False
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _pieces: asyncio.Queue[object] = field(default_factory=asyncio.Queue)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
 
     def put(self, piece: object) -> None:
         """Hands something to whoever waits, from any thread."""
@@ -54,16 +67,27 @@ class Job:
         """Texts as they come, then the result.
 
         Raises:
-            Refused, RCError: what went wrong.
+            Refused, RCError: what went wrong; 504 where the deadline passes before the row is begun.
         """
         while True:
-            piece = await self._pieces.get()
+            piece = await self._wait()
             if isinstance(piece, BaseException):
                 raise piece
             if isinstance(piece, (str, GenerationResult)):
                 yield piece
                 if isinstance(piece, GenerationResult):
                     return
+
+    async def _wait(self) -> object:
+        while not self.begun:
+            try:
+                return await asyncio.wait_for(self._pieces.get(), max(self.left, 0.0))
+            except TimeoutError:
+                if not self.begun:
+                    self.cancel.set()
+                    said = "the deadline passed while this request waited"
+                    raise Refused(504, said, code="timeout") from None
+        return await self._pieces.get()
 
 
 class Batcher:
@@ -84,18 +108,28 @@ class Batcher:
         self._changed = threading.Condition()
         self._closing = False
         self._pace = 1.0  # seconds a call has taken lately
-        self._thread = threading.Thread(target=self._work, name="rc_agents-batcher", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     @property
     def waiting(self) -> int:
         """Rows that wait."""
-        return len(self._waiting)
+        return sum(not one.cancel.is_set() for one in list(self._waiting))
 
     @property
     def running(self) -> int:
         """Rows that are being answered and that somebody still wants."""
-        return sum(not one.cancel.is_set() for one in self._running)
+        return sum(not (one.cancel.is_set() or one.ended) for one in self._running)
+
+    @property
+    def alive(self) -> bool:
+        """Whether rows that come are answered."""
+        return self._thread is not None and self._thread.is_alive() and not self._closing
+
+    def start(self) -> None:
+        """Begins to answer; again after a `close`."""
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="rc_agents-batcher", daemon=True)
+        self._thread.start()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Puts a request's rows into the queue, all or none.
@@ -104,9 +138,10 @@ class Batcher:
             Refused: the queue is full (429, with the time after which to try again), or the server stops (503).
         """
         with self._changed:
-            if self._closing:
+            if not self.alive:
                 raise Refused(503, "the server is stopping", code="stopping")
-            waiting = sum(not one.cancel.is_set() for one in self._waiting)
+            self._waiting = deque(one for one in self._waiting if not one.cancel.is_set())
+            waiting = len(self._waiting)
             if waiting + len(jobs) > self._limits.queue:
                 wait = max(1, round(self._pace * (1 + waiting / self._limits.batch)))
                 raise Refused(
@@ -118,20 +153,30 @@ class Batcher:
             self._waiting.extend(jobs)
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Refuses what is new, fails what waits, lets what runs end within the grace, then fails that too."""
+    def stop(self) -> None:
+        """Refuses what is new and what waits; what runs has the grace to end. Returns at once."""
         with self._changed:
+            if self._closing:
+                return
             self._closing = True
             waiting, self._waiting = list(self._waiting), deque()
             self._changed.notify_all()
         for job in waiting:
-            job.put(
-                Refused(503, "the server stopped before this request was begun", code="stopping")
-            )
-        self._thread.join(self._limits.grace_seconds)
+            said = "the server stopped before this request was begun"
+            job.put(Refused(503, said, code="stopping"))
+        late = threading.Timer(self._limits.grace_seconds, self._cut)
+        late.daemon = True
+        late.start()
+
+    def close(self) -> None:
+        """Stops, and waits until nothing runs."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _cut(self) -> None:
         for job in list(self._running):
             job.cancel.set()
-        self._thread.join()
 
     def _work(self) -> None:
         while jobs := self._next():
@@ -140,6 +185,9 @@ class Batcher:
             began = time.monotonic()
             try:
                 self._answer(jobs)
+            except Exception as error:  # the thread goes on, whatever happens to a call
+                for job in jobs:
+                    job.put(_told(error))
             finally:
                 self._running = []
             self._pace = 0.7 * self._pace + 0.3 * (time.monotonic() - began)
@@ -160,31 +208,29 @@ class Batcher:
         taken: list[Job] = []
         while self._waiting and len(taken) < self._limits.batch:
             job = self._waiting[0]
-            late = job.deadline - time.monotonic()
-            if job.cancel.is_set() or late <= 0:
-                self._waiting.popleft()
-                job.put(
-                    Refused(504, "the deadline passed while this request waited", code="timeout")
-                )
-                continue
-            beside = [(one.prompt, one.params) for one in taken]
-            if taken and not self._service.fits_beside(beside, (job.prompt, job.params)):
-                break
+            if not job.cancel.is_set():
+                try:
+                    beside = [(one.prompt, one.params) for one in taken]
+                    if not self._service.fits_beside(beside, (job.prompt, job.params)) and taken:
+                        break
+                except Exception as error:  # it fitted when it came
+                    job.put(_told(error))
+                    self._waiting.popleft()
+                    continue
+                job.begun = True
+                taken.append(job)
             self._waiting.popleft()
-            job.params = replace(job.params, timeout=late)
-            taken.append(job)
         return taken
 
     def _answer(self, jobs: list[Job]) -> None:
         try:
             self._run(jobs)
         except Exception as error:
-            if len(jobs) == 1 or any(job.first is not None for job in jobs):
-                for job in jobs:
-                    job.put(_told(error))
-                return
-            for job in jobs:  # one of them is at fault, and it alone shall fail
-                self._answer([job])
+            for job in jobs:
+                if len(jobs) == 1 or job.first is not None or job.ended:
+                    job.put(_told(error) if len(jobs) == 1 else _told(RuntimeError("batch")))
+                else:  # the one at fault shall fail alone
+                    self._answer([job])
 
     def _run(self, jobs: list[Job]) -> None:
         def sink(row: int, text: str) -> None:
@@ -193,15 +239,17 @@ class Batcher:
             jobs[row].put(text)
 
         def ended(row: int, result: GenerationResult) -> None:
+            job = jobs[row]
             if result.finish_reason == "cancelled" and self._closing:
-                jobs[row].put(
-                    Refused(503, "the server stopped while this request ran", code="stopping")
-                )
-            jobs[row].put(result)
+                job.put(Refused(503, "the server stopped while this request ran", code="stopping"))
+            job.put(result if result.error is None else result.error)
 
+        for job in jobs:
+            if job.reads and not job.read and not job.cancel.is_set():
+                job.read = self._service.score(job.prompt, job.params)
         self._service.batch(
             [job.prompt for job in jobs],
-            [job.params for job in jobs],
+            [replace(job.params, timeout=max(job.left, 1e-3)) for job in jobs],
             cancel=[job.cancel for job in jobs],
             sink=sink,
             ended=ended,
@@ -209,5 +257,8 @@ class Batcher:
 
 
 def _told(error: Exception) -> Exception:
-    known = isinstance(error, (RCError, Refused))
-    return error if known else Refused(500, f"the ensemble failed: {type(error).__name__}")
+    """What a client hears of an error; others are logged, without their words, which may quote a prompt."""
+    if isinstance(error, (RCError, Refused)):
+        return error
+    log(error)
+    return Refused(500, f"the ensemble failed: {type(error).__name__}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -13,16 +13,14 @@ from fastapi.concurrency import run_in_threadpool
 
 from rc_agents.errors import InputError
 from rc_agents.service import Conversation, GenerationResult, ToolCall
-from rc_agents.service.tools import CallReader
 
 from .answers import gather, sent, stream
 from .batching import Job
-from .errors import refusal
 from .records import chat_logprobs, contributions
 from .requests import ChatRequest
 from .serving import Serving, usage
 
-REASONS = {"cancelled": "stop", "timeout": "length"}
+REASONS = {"timeout": "length"}
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -33,11 +31,11 @@ def routes(serving: Serving) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         params = serving.params(body, body.limit, body.top)
         talk = await run_in_threadpool(_converse, serving, body)
-        jobs = serving.jobs(body, [talk.prompt], talk.params(params))
+        jobs = await run_in_threadpool(
+            serving.jobs, body, [talk.prompt], talk.params(params), asyncio.get_running_loop()
+        )
         if body.stream:
-            serving.batcher.submit(jobs)
-            events = _events(serving, body, talk, jobs)
-            return sent(serving, events)
+            return sent(serving, jobs, _chunks(serving, body, talk, jobs))
         results = await gather(serving, request, jobs)
         return _whole(serving, body, talk, results)
 
@@ -108,48 +106,40 @@ def _whole(
     return {**_head(body, "chat.completion"), "choices": choices, "usage": counted}
 
 
-async def _events(
+async def _chunks(
     serving: Serving, body: ChatRequest, talk: Conversation, jobs: Sequence[Job]
-) -> AsyncIterator[str]:
+) -> AsyncIterator[dict[str, Any]]:
     head = _head(body, "chat.completion.chunk")
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-
-    def chunk(choices: list[dict[str, Any]], **more: Any) -> str:
-        return json.dumps({**head, "choices": choices, **more}, ensure_ascii=False)
-
-    readers = [CallReader() if talk.calls else None for _ in jobs]
-    numbers = [0] * len(jobs)
+    readers = [talk.reader() for _ in jobs]
+    calls = [0] * len(jobs)
     results: list[GenerationResult] = []
-    try:
-        for index in range(len(jobs)):
-            yield chunk([_delta(index, {"role": "assistant", "content": ""})])
-        async for index, piece in stream(serving, jobs):
-            reader = readers[index]
-            if isinstance(piece, str):
-                found = [piece] if reader is None else reader.push(piece)
-            else:
-                found = [] if reader is None else reader.finish()
-            for one in found:
-                if isinstance(one, str):
-                    yield chunk([_delta(index, {"content": one})])
-                else:
-                    call = {"index": numbers[index], **_call(one)}
-                    numbers[index] += 1
-                    yield chunk([_delta(index, {"tool_calls": [call]})])
-            if isinstance(piece, GenerationResult):
-                results.append(piece)
-                end = _delta(index, {}, _reason(piece, numbers[index] > 0))
-                if body.logprobs:
-                    end["logprobs"] = chat_logprobs(serving, piece)
-                if body.attribution:
-                    end["attribution"] = contributions(serving, piece)
-                yield chunk([end])
-        if with_usage:
-            tokens = sum(one.completion_tokens for one in results)
-            yield chunk([], usage=usage(results[0].prompt_tokens, tokens))
-        yield "[DONE]"
-    except Exception as error:
-        yield json.dumps(refusal(error).body())
+    for index in range(len(jobs)):
+        yield {**head, "choices": [_delta(index, {"role": "assistant", "content": ""})]}
+    async for index, piece in stream(serving, jobs):
+        for one in _read(readers[index], piece):
+            delta: dict[str, Any] = {"content": one}
+            if isinstance(one, ToolCall):
+                delta = {"tool_calls": [{"index": calls[index], **_call(one)}]}
+                calls[index] += 1
+            yield {**head, "choices": [_delta(index, delta)]}
+        if isinstance(piece, GenerationResult):
+            results.append(piece)
+            end = _delta(index, {}, _reason(piece, calls[index] > 0))
+            if body.logprobs:
+                end["logprobs"] = chat_logprobs(serving, piece)
+            if body.attribution:
+                end["attribution"] = contributions(serving, piece)
+            yield {**head, "choices": [end]}
+    if body.stream_options is not None and body.stream_options.include_usage:
+        tokens = sum(one.completion_tokens for one in results)
+        yield {**head, "choices": [], "usage": usage(results[0].prompt_tokens, tokens)}
+
+
+def _read(reader: Any, piece: str | GenerationResult) -> list[str | ToolCall]:
+    """What is known of an answer with one more piece of it; a result is its end."""
+    if isinstance(piece, str):
+        return [piece] if reader is None else list(reader.push(piece))
+    return [] if reader is None else list(reader.finish())
 
 
 def _delta(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from rc_agents.errors import InputError
-from rc_agents.service import GenerationParams, GenerationResult, Prompt, TokenRecord
+from rc_agents.service import GenerationParams, GenerationResult, Prompt
 
 from .answers import gather, sent, stream
 from .batching import Job
 from .chat import REASONS
-from .errors import refusal
 from .records import contributions, text_logprobs
 from .requests import CompletionRequest
 from .serving import Serving, usage
+
+USUAL_TOKENS = 16  # of OpenAI's API, where a request says nothing
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -29,18 +31,19 @@ def routes(serving: Serving) -> APIRouter:
 
     @router.post("/v1/completions", tags=["generate"])
     async def completions(body: CompletionRequest, request: Request) -> Any:
-        params = serving.params(body, body.max_tokens or 16, body.logprobs)
-        prompts = [_prompt(serving, one) for one in body.prompts]
-        jobs = serving.jobs(body, prompts, params)
+        usual = min(USUAL_TOKENS, serving.limits.max_tokens)
+        limit = usual if body.limit is None else body.limit
+        params = serving.params(body, limit, body.logprobs)
+        scored = bool(body.echo) and body.logprobs is not None
+        if body.stream and (scored or body.max_tokens == 0):
+            raise InputError("a stream does not echo log-probabilities; ask without stream")
+        jobs = await run_in_threadpool(_jobs, serving, body, params, asyncio.get_running_loop())
+        for job in jobs:
+            job.reads = scored
         if body.stream:
-            if body.echo and body.logprobs is not None:
-                raise InputError("a stream does not echo log-probabilities; ask without stream")
-            serving.batcher.submit(jobs)
-            events = _events(serving, body, jobs)
-            return sent(serving, events)
+            return sent(serving, jobs, _chunks(serving, body, jobs))
         results = await gather(serving, request, jobs)
-        read = await run_in_threadpool(_read, serving, body, prompts, params)
-        return _whole(serving, body, prompts, results, read)
+        return _whole(serving, body, jobs, results)
 
     return router
 
@@ -54,16 +57,13 @@ def _prompt(serving: Serving, given: str | list[int]) -> Prompt:
     return Prompt(tuple(given), continues=True)
 
 
-def _read(
+def _jobs(
     serving: Serving,
     body: CompletionRequest,
-    prompts: Sequence[Prompt],
     params: GenerationParams,
-) -> list[tuple[TokenRecord, ...]]:
-    """The prompts' own tokens, where they are echoed with their probabilities."""
-    if not body.echo or body.logprobs is None:
-        return [() for _ in prompts]
-    return [serving.service.score(prompt, params) for prompt in prompts]
+    loop: asyncio.AbstractEventLoop,
+) -> list[Job]:
+    return serving.jobs(body, [_prompt(serving, one) for one in body.prompts], params, loop)
 
 
 def _head(body: CompletionRequest) -> dict[str, Any]:
@@ -74,60 +74,57 @@ def _head(body: CompletionRequest) -> dict[str, Any]:
 def _whole(
     serving: Serving,
     body: CompletionRequest,
-    prompts: Sequence[Prompt],
+    jobs: Sequence[Job],
     results: Sequence[GenerationResult],
-    read: Sequence[tuple[TokenRecord, ...]],
 ) -> dict[str, Any]:
-    each = len(results) // len(prompts)
     choices = []
-    for index, result in enumerate(results):
-        prompt = prompts[index // each]
+    if body.max_tokens == 0:  # asked for the prompt's own tokens alone
+        results = [
+            replace(one, text="", tokens=(), completion_tokens=0, finish_reason="length")
+            for one in results
+        ]
+    for index, (job, result) in enumerate(zip(jobs, results, strict=True)):
         choice = {
             "index": index,
-            "text": (_text(serving, prompt) if body.echo else "") + result.text,
+            "text": (_text(serving, job.prompt) if body.echo else "") + result.text,
             "finish_reason": REASONS.get(result.finish_reason, result.finish_reason),
             "logprobs": None,
         }
         if body.logprobs is not None:
-            records = (*read[index // each], *result.tokens)
-            choice["logprobs"] = text_logprobs(serving, records)
+            choice["logprobs"] = text_logprobs(serving, (*job.read, *result.tokens))
         if body.attribution:
             choice["attribution"] = contributions(serving, result)
         choices.append(choice)
-    counted = usage(
-        sum(len(one.token_ids) for one in prompts), sum(one.completion_tokens for one in results)
-    )
-    return {**_head(body), "choices": choices, "usage": counted}
+    return {**_head(body), "choices": choices, "usage": _usage(body, results)}
 
 
-async def _events(
+def _usage(body: CompletionRequest, results: Sequence[GenerationResult]) -> dict[str, Any]:
+    read = sum(one.prompt_tokens for one in results) // (body.n or 1)
+    return usage(read, sum(one.completion_tokens for one in results))
+
+
+async def _chunks(
     serving: Serving, body: CompletionRequest, jobs: Sequence[Job]
-) -> AsyncIterator[str]:
+) -> AsyncIterator[dict[str, Any]]:
     head = _head(body)
     results: list[GenerationResult] = []
 
-    def chunk(index: int, text: str, reason: str | None = None, logprobs: Any = None) -> str:
+    def chunk(index: int, text: str, reason: str | None = None, logprobs: Any = None) -> Any:
         choice = {"index": index, "text": text, "finish_reason": reason, "logprobs": logprobs}
-        return json.dumps({**head, "choices": [choice]}, ensure_ascii=False)
+        return {**head, "choices": [choice]}
 
-    try:
-        if body.echo:
-            for index, job in enumerate(jobs):
-                yield chunk(index, _text(serving, job.prompt))
-        async for index, piece in stream(serving, jobs):
-            if isinstance(piece, str):
-                yield chunk(index, piece)
-                continue
-            results.append(piece)
-            kept = text_logprobs(serving, piece.tokens) if body.logprobs is not None else None
-            yield chunk(index, "", REASONS.get(piece.finish_reason, piece.finish_reason), kept)
-        if body.stream_options is not None and body.stream_options.include_usage:
-            read = sum(one.prompt_tokens for one in results) // (body.n or 1)
-            counted = usage(read, sum(one.completion_tokens for one in results))
-            yield json.dumps({**head, "choices": [], "usage": counted})
-        yield "[DONE]"
-    except Exception as error:
-        yield json.dumps(refusal(error).body())
+    if body.echo:
+        for index, job in enumerate(jobs):
+            yield chunk(index, _text(serving, job.prompt))
+    async for index, piece in stream(serving, jobs):
+        if isinstance(piece, str):
+            yield chunk(index, piece)
+            continue
+        results.append(piece)
+        kept = text_logprobs(serving, piece.tokens) if body.logprobs is not None else None
+        yield chunk(index, "", REASONS.get(piece.finish_reason, piece.finish_reason), kept)
+    if body.stream_options is not None and body.stream_options.include_usage:
+        yield {**head, "choices": [], "usage": _usage(body, results)}
 
 
 def _text(serving: Serving, prompt: Prompt) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from rc_agents import RCError
 
+LOG = logging.getLogger("rc_agents.server")
 KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -88,6 +91,12 @@ class Refused(Exception):
         return {"error": error}
 
 
+def log(error: BaseException) -> None:
+    """Logs where an error came from, without its words, which may quote a prompt."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    LOG.error("a request failed with %s\n%s", type(error).__name__, where)
+
+
 def refusal(error: BaseException) -> Refused:
     """Returns what a client is told of an error."""
     if isinstance(error, Refused):
@@ -126,7 +135,3 @@ def install(app: FastAPI) -> None:
         refused = Refused(error.status_code, f"{error.detail}: {request.url.path}")
         refused.headers |= error.headers or {}
         return respond(refused)
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return respond(refusal(error))

@@ -28,7 +28,7 @@ class Generation(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -43,7 +43,7 @@ class Generation(BaseModel):
     user: str | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
     strength: float | dict[str, float] | None = None
-    attribution: bool = False
+    attribution: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -67,7 +67,7 @@ class ChatRequest(Generation):
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool = False
+    logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -75,6 +75,12 @@ class ChatRequest(Generation):
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     modalities: list[Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _check_top(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs: true")
+        return self
 
     @property
     def limit(self) -> int | None:
@@ -90,11 +96,28 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
-    echo: bool = False
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[list[list[int]], Field(min_length=1)]
+    )
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
+
+    @model_validator(mode="after")
+    def _check_empty(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens is at least 1, or 0 with echo")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """New tokens at most; one where only the prompt's own are wanted, and not shown."""
+        return 1 if self.max_tokens == 0 else self.max_tokens
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rc_agents.errors import nearest
+from rc_agents.errors import ConfigError, ContextError, nearest
 from rc_agents.service import GenerationParams, GenerationService, Prompt
 
 from .batching import Batcher, Job
@@ -34,6 +35,10 @@ class Serving:
     metrics: Metrics
 
     def __post_init__(self) -> None:
+        if not self.name or set(self.name) & set(":+ ") or not self.name.isprintable():
+            raise ConfigError(
+                f"a model's name has no colon, plus or space, as those pick specialists; got {self.name!r}"
+            )
         self.started = int(time.time())
         self.batcher = Batcher(self.service, self.limits, self.metrics.rows.observe)
 
@@ -56,7 +61,7 @@ class Serving:
             raise self._unknown(model)
         if not separator:
             return None
-        names = [] if chosen == "none" else chosen.split("+")
+        names = [] if chosen == "none" else list(dict.fromkeys(chosen.split("+")))
         if not set(names) <= set(self.service.model.specialists):
             raise self._unknown(model)
         return names
@@ -67,6 +72,11 @@ class Serving:
 
     def params(self, body: Generation, limit: int | None, top: int | None) -> GenerationParams:
         """Returns how a request's rows are generated.
+
+        Args:
+            body: the request.
+            limit: new tokens that it asks for; None for the usual number, or the server's limit where that is less.
+            top: likeliest tokens that it wants to see, None for none.
 
         Raises:
             Refused, InputError: a value beyond the limits, or one that cannot work.
@@ -79,6 +89,8 @@ class Serving:
             )
         if body.n is not None and body.n > self.limits.choices:
             raise Refused(400, f"n is at most {self.limits.choices}, got {body.n}", param="n")
+        if limit is None and self.service.default_limit() > self.limits.max_tokens:
+            limit = self.limits.max_tokens
         params = GenerationParams(
             max_new_tokens=limit,
             temperature=body.temperature,
@@ -90,13 +102,17 @@ class Serving:
             strength=body.strength,
             logit_bias=_bias(body.logit_bias),
             logprobs=top,
-            attribution=body.attribution,
+            attribution=bool(body.attribution),
         )
         self.service.check(params)
         return params
 
     def jobs(
-        self, body: Generation, prompts: Sequence[Prompt], params: GenerationParams
+        self,
+        body: Generation,
+        prompts: Sequence[Prompt],
+        params: GenerationParams,
+        loop: asyncio.AbstractEventLoop,
     ) -> list[Job]:
         """Returns a request's rows, `n` for each prompt, in order of `index`.
 
@@ -121,19 +137,18 @@ class Serving:
         deadline = time.monotonic() + seconds
         made = []
         for prompt in prompts:
+            self.fits(prompt, params)
             for place in range(number):
                 one = params if params.seed is None else _seeded(params, place)
-                self.fits(prompt, one)
-                made.append(Job(prompt, one, deadline))
+                made.append(Job(prompt, one, deadline, _loop=loop))
         return made
 
     def fits(self, prompt: Prompt, params: GenerationParams) -> None:
         """Raises `Refused` where the prompt is too long for one of its models."""
         try:
             self.service.fits_beside([], (prompt, params))
-        except ValueError as error:
-            code = "context_length_exceeded" if "takes at most" in str(error) else None
-            raise Refused(400, str(error), code=code) from error
+        except ContextError as error:
+            raise Refused(400, str(error), code="context_length_exceeded") from error
 
 
 def _seeded(params: GenerationParams, place: int) -> GenerationParams:

@@ -36,6 +36,9 @@ def serve(
     batch: Annotated[int, typer.Option(min=1, help="Answers in one generate call.")] = 8,
     queue: Annotated[int, typer.Option(min=1, help="Answers that may wait; more get 429.")] = 64,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer.")] = 4096,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt.")] = 32768,
+    choices: Annotated[int, typer.Option(min=1, help="Answers to one request (n).")] = 8,
+    body_bytes: Annotated[int, typer.Option(min=1, help="Of a request.")] = 1 << 20,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="For an answer, waiting included.")
     ] = 600.0,
@@ -51,27 +54,27 @@ def serve(
 
     RC_AGENTS_API_KEY=secret rc-agents serve package:demo --host 0.0.0.0 --port 8080
     """
-    import uvicorn
-
-    from rc_agents.adapters.server import Limits, create_app
+    from rc_agents.adapters.server import Limits, create_app, server
 
     if not _is_loopback(host) and not api_key:
         raise ConfigError(
             f"--host {host} can be reached from other machines; set {KEY} (or --api-key) so that not everybody may ask"
         )
     limits = Limits(
-        batch=batch, queue=queue, max_tokens=max_tokens, seconds=seconds, grace_seconds=grace
+        batch=batch,
+        queue=queue,
+        max_tokens=max_tokens,
+        prompt_tokens=prompt_tokens,
+        choices=choices,
+        body_bytes=body_bytes,
+        seconds=seconds,
+        grace_seconds=grace,
     )
     ensemble = open_model(model, anchor, specialist, device_map, dtype)
     app = create_app(ensemble, name=name, api_key=api_key, limits=limits)
-    print(f"serving {name} ({', '.join(ensemble.names)}) on http://{host}:{port}", file=sys.stderr)
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level=os.environ.get("UVICORN_LOG_LEVEL", "info"),
-        timeout_graceful_shutdown=int(grace) + 1,
-    )
+    print(f"serving {name}: {', '.join(ensemble.names)}", file=sys.stderr)
+    level = os.environ.get("UVICORN_LOG_LEVEL", "info")
+    server(app, host=host, port=port, log_level=level).run()
 
 
 def _is_loopback(host: str) -> bool:

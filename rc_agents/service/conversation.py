@@ -39,12 +39,12 @@ class Conversation:
     Attributes:
         prompt: rendered.
         guide: the form that the answer keeps to, or None.
-        calls: whether the answer may hold calls.
+        tools: names of those that the answer may call.
     """
 
     prompt: Prompt
     guide: Guide | None = None
-    calls: bool = False
+    tools: tuple[str, ...] = ()
 
     def params(self, params: GenerationParams) -> GenerationParams:
         """Returns parameters with the answer's form."""
@@ -56,12 +56,16 @@ class Conversation:
         content = "".join(one for one in found if isinstance(one, str))
         return Reply(content, tuple(one for one in found if isinstance(one, ToolCall)))
 
+    def reader(self) -> CallReader | None:
+        """Returns what splits an answer into text and calls while it comes; None where it is text alone."""
+        return CallReader(self.tools) if self.tools else None
+
     def pieces(self, texts: Iterable[str]) -> Iterator[str | ToolCall]:
         """Splits an answer into text and calls while it comes."""
-        if not self.calls:
+        reader = self.reader()
+        if reader is None:
             yield from texts
             return
-        reader = CallReader()
         for text in texts:
             yield from reader.push(text)
         yield from reader.finish()
@@ -92,7 +96,8 @@ def converse(
     if native:
         variables["tools"] = [one.to_dict() for one in shown]
     guide = form or tools.guide(given, choice, several=parallel_tool_calls)
-    return Conversation(prompts.render(model, told, **variables), guide, bool(shown))
+    names = tuple(one.name for one in shown)
+    return Conversation(prompts.render(model, told, **variables), guide, names)
 
 
 def read_format(given: Any) -> tuple[Guide | None, str]:
@@ -129,7 +134,7 @@ def told_to(messages: Sequence[Message], notes: Sequence[str]) -> list[dict[str,
     if not notes:
         return told
     text = "\n\n".join(notes)
-    if told and told[0].get("role") == "system":
+    if told and told[0].get("role") == "system" and isinstance(told[0].get("content"), str):
         told[0]["content"] = f"{told[0]['content']}\n\n{text}"
         return told
     return [{"role": "system", "content": text}, *told]

@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ..errors import InputError
 from ..sampling import SeededSampling
 from .guides import Guiding
 from .reading import RowReader
@@ -93,6 +94,7 @@ class Watch(StoppingCriteria):
         ended: Callable[[int], None] | None = None,
     ) -> None:
         self._ended, self._open = ended, set(range(len(readers)))
+        self.errors: dict[int, InputError] = {}
         self._traces = traces or [None] * len(readers)
         self._guidings = guidings or [None] * len(readers)
         self.readers, self._seen, self._stopped, self._sink = readers, width, stopped, sink
@@ -127,7 +129,12 @@ class Watch(StoppingCriteria):
         guiding, reader = self._guidings[row], self.readers[row]
         if guiding is None or reader.finish_reason not in (None, "length"):
             return
-        guiding.push(token)
+        try:
+            guiding.push(token)
+        except InputError as error:  # this row's alone
+            self.errors[row] = error
+            self._give(row, reader.finish("error"))
+            return
         if guiding.ended:
             self._give(row, reader.finish("stop"))
             reader.finish_reason = (

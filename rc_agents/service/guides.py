@@ -107,7 +107,8 @@ class Guiding:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InputError(f"the guide failed: {self._matcher.get_error():.300}")
+            reason = self._matcher.get_error().split("<state>")[0].strip()
+            raise InputError(f"the guide cannot be followed: {reason:.200}")
 
 
 class Guided(LogitsProcessor):
@@ -147,7 +148,10 @@ def vocabulary(tokenizer: Any, size: int, eos: Sequence[int]) -> LLTokenizer:
 
 def _compiled(schema: Mapping[str, Any]) -> str:
     matcher = _llguidance().LLMatcher
-    return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT))
+    try:
+        return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"no answer can be guided by this schema: {error!s:.200}") from error
 
 
 def _llguidance() -> Any:

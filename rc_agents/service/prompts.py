@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,16 @@ PromptLike = Prompt | str | Sequence[Message]
 """A rendered prompt, plain text to go on from, or the messages of a chat."""
 
 
+def check_text(text: str) -> None:
+    """Raises `InputError` where a text is no Unicode text, as half a surrogate pair is not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"a text holds half a character at {error.start}: {error.reason}"
+        ) from error
+
+
 def encode(tokenizer: Any, text: str) -> Prompt:
     """Turns plain text into a prompt to go on from.
 
@@ -43,6 +53,7 @@ def encode(tokenizer: Any, text: str) -> Prompt:
     """
     if not isinstance(text, str) or not text:
         raise InputError(f"a prompt is a text of at least one character, got {text!r:.60}")
+    check_text(text)
     return Prompt(tuple(tokenizer(text)["input_ids"]), continues=True)
 
 
@@ -56,5 +67,8 @@ def render(model: CoupledForCausalLM, messages: Sequence[Message], **template: A
     Raises:
         InputError: no messages, malformed ones, no template, or messages that the template refuses.
     """
+    for one in messages if isinstance(messages, Sequence) else ():
+        if isinstance(one, Mapping) and isinstance(one.get("content"), str):
+            check_text(one["content"])
     token_ids, chat = chats.read(model, messages, template)
     return Prompt(tuple(token_ids), chat=chat)

@@ -11,7 +11,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from .. import context, selection
-from ..errors import InputError
+from ..errors import ContextError, InputError
 from ..modeling import CoupledForCausalLM
 from ..topology import ANCHOR
 from .decoding import RowSampling, Sink, Watch, row_processors
@@ -24,6 +24,9 @@ from .trace import Biased, TokenRecord, Trace, Traced, attributed, record
 DEFAULT_MAX_NEW_TOKENS = 256
 _VOCABULARIES: WeakKeyDictionary[Any, tuple[tuple[int, ...], Any]] = WeakKeyDictionary()
 """Tokenizers as guides read them, which takes a second to make."""
+SCORED_TOGETHER = (
+    256  # positions, so that a long prompt's probabilities never stand in memory at once
+)
 CONTEXT_TOKENS = 4  # of a plain text's end, enough to decode what follows as its continuation
 
 
@@ -48,10 +51,11 @@ class Row:
 
 
 class Answer(NamedTuple):
-    """A row that has ended, with what was kept of its tokens."""
+    """A row that has ended, with what was kept of its tokens, and what went wrong with it alone."""
 
     reader: RowReader
     records: tuple[TokenRecord, ...]
+    error: InputError | None = None
 
 
 def context_limit(
@@ -113,11 +117,11 @@ def _limit(model: CoupledForCausalLM, prompt: Prompt, params: GenerationParams) 
         return asked or default
     name, length = shortest
     if size >= length:
-        raise InputError(
+        raise ContextError(
             f"the prompt has {size} tokens and model {name!r} takes at most {length}, the answer included; shorten it"
         )
     if asked is not None and size + asked > length:
-        raise InputError(
+        raise ContextError(
             f"the prompt has {size} tokens and max_new_tokens={asked}, together {size + asked}, but model {name!r} "
             f"takes at most {length}; shorten one of them"
         )
@@ -142,7 +146,7 @@ def _check_own_contexts(
             continue  # a token is at least a byte
         size = len(model.tokenizers[name](text, add_special_tokens=script is None)["input_ids"])
         if size >= limit:
-            raise InputError(
+            raise ContextError(
                 f"the prompt has {size} tokens for model {name!r}, which takes at most {limit}, the answer included; "
                 "shorten it, or answer without that model"
             )
@@ -185,7 +189,8 @@ def run(
 
     def answer(row: int) -> Answer:
         trace = traces[row]
-        return Answer(readers[row], () if trace is None else tuple(trace.records))
+        kept = () if trace is None else tuple(trace.records)
+        return Answer(readers[row], kept, watch.errors.get(row))
 
     def tell(row: int) -> None:
         if ended is not None:
@@ -195,13 +200,12 @@ def run(
     watch.end_stopped()
     if any(reader.finish_reason is None for reader in readers):
         ids, mask = _padded(model, rows, width)
-        strengths = [row.params.strength for row in rows]
-        with attributed(model, traces, strengths):
+        with attributed(model, traces, [row.params for row in rows]):
             model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 specialists=_given([row.params.specialists for row in rows]),
-                strength=_given(strengths),
+                strength=_given([row.params.strength for row in rows]),
                 chats=_given([row.prompt.chat for row in rows]),
                 logits_processor=_sampling(model, rows, width, guidings, traces),
                 stopping_criteria=StoppingCriteriaList([watch]),
@@ -230,11 +234,13 @@ def score(model: CoupledForCausalLM, row: Row) -> tuple[TokenRecord, ...]:
         strength=_given([row.params.strength]),
         chats=_given([row.prompt.chat]),
     )
-    logprobs_TV = output.logits[0].float().log_softmax(-1)
-    tokens = row.prompt.token_ids
-    top = row.params.logprobs or 0
-    rest = [record(token, logprobs_TV[n], top) for n, token in enumerate(tokens[1:])]
-    return (TokenRecord(tokens[0]), *rest)
+    tokens, top = row.prompt.token_ids, row.params.logprobs or 0
+    found = [TokenRecord(tokens[0])]
+    for logits_TV in output.logits[0, :-1].split(SCORED_TOGETHER):
+        wanted = tokens[len(found) : len(found) + len(logits_TV)]
+        logprobs_TV = logits_TV.float().log_softmax(-1)
+        found += [record(*pair, top) for pair in zip(wanted, logprobs_TV, strict=True)]
+    return tuple(found)
 
 
 def _reader(model: CoupledForCausalLM, row: Row, eos: Sequence[int]) -> RowReader:

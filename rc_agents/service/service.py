@@ -33,7 +33,9 @@ class GenerationResult:
         text: without stop strings, end-of-text and other special tokens.
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens generated, an end-of-text token and those of a stop string included.
-        finish_reason: "stop" (end of text, or a stop string), "length", "cancelled" or "timeout".
+        finish_reason: "stop" (end of text, or a stop string), "length", "cancelled", "timeout", or "error" where the
+            row's guide could not be followed; only `ended` hears of the last, all else raises it.
+        error: what went wrong with this row alone, where it ended with "error".
         tokens: what was kept of each token, where `logprobs` or `attribution` asked for it.
     """
 
@@ -42,6 +44,7 @@ class GenerationResult:
     completion_tokens: int
     finish_reason: str
     tokens: tuple[TokenRecord, ...] = ()
+    error: InputError | None = None
 
 
 class GenerationService:
@@ -150,6 +153,18 @@ class GenerationService:
         A model with a tokenizer of its own counts in its own tokens; generation ends where it is full.
         """
         return _rows.context_limit(self.model)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Returns what one of the anchor's tokens spells; nothing for a special one.
+
+        Raises:
+            TokenError: the anchor's tokenizer is of a kind that does not say.
+        """
+        return self.model.anchor_bytes().pieces[token]
+
+    def default_limit(self) -> int:
+        """Returns the new tokens of an answer for which nothing is asked."""
+        return self.model.generation_config.max_new_tokens or _rows.DEFAULT_MAX_NEW_TOKENS
 
     def check(self, params: GenerationParams) -> None:
         """Raises `InputError` where the parameters name a specialist that this ensemble does not have."""
@@ -279,6 +294,9 @@ class GenerationService:
                 ended(row, _result(rows[row], answer))
 
         answers = _rows.run(self.model, rows, stopped, sink, tell)
+        wrong = [answer.error for answer in answers if answer.error is not None]
+        if wrong and ended is None:
+            raise wrong[0]
         return [_result(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
 
@@ -290,6 +308,7 @@ def _result(row: Row, answer: _rows.Answer) -> GenerationResult:
         completion_tokens=reader.count,
         finish_reason=str(reader.finish_reason),
         tokens=answer.records,
+        error=answer.error,
     )
 
 

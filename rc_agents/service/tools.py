@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from .guides import COMPACT, Guide, quoted
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+BARE = re.compile(r'\[?\s*(\{\s*("(n(a(m(e("(.*)?)?)?)?)?)?)?)?$', re.DOTALL)
+"""The beginning of calls as bare JSON: an object whose first key is its name, or a list of such."""
 MOST_CALLS = 8
 """In one answer, where several are allowed."""
 
@@ -133,7 +135,8 @@ def read_choice(choice: Any, tools: Sequence[Tool]) -> str:
     if choice is True:
         choice = "required"
     if isinstance(choice, Mapping):
-        choice = (choice.get("function") or choice).get("name")
+        function = choice.get("function")
+        choice = (function if isinstance(function, Mapping) else choice).get("name", choice)
     names = [one.name for one in tools]
     word = {"any": "required"}.get(choice, choice) if isinstance(choice, str) else None
     if word in ("auto", "none"):
@@ -155,15 +158,25 @@ def check_tools(given: Sequence[Any] | None, choice: Any = None) -> None:
 
 def closed(schema: Any) -> Any:
     """Returns a JSON schema whose objects have the properties that they list and, where nothing is said, no others."""
-    if isinstance(schema, Mapping):
-        found = {key: closed(value) for key, value in schema.items()}
-        return {"additionalProperties": False, **found} if _lists(schema) else found
-    return [closed(one) for one in schema] if isinstance(schema, list) else schema
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {key: _closed_under(key, value) for key, value in schema.items()}
+    kinds = schema.get("type", "object")
+    listed = isinstance(schema.get("properties"), Mapping)
+    if listed and "object" in ([kinds] if isinstance(kinds, str) else kinds):
+        return {"additionalProperties": False, **found}
+    return found
 
 
-def _lists(schema: Mapping[str, Any]) -> bool:
-    properties = schema.get("properties")
-    return isinstance(properties, Mapping) and schema.get("type", "object") == "object"
+def _closed_under(key: str, value: Any) -> Any:
+    """What stands under a key of a schema: schemas by name, plain values, or schemas."""
+    if key in ("properties", "$defs", "definitions", "patternProperties"):
+        if isinstance(value, Mapping):
+            return {name: closed(one) for name, one in value.items()}
+        return value
+    return value if key in ("enum", "const", "default", "examples", "required") else closed(value)
 
 
 def knows_tools(tokenizer: Any) -> bool:
@@ -240,9 +253,13 @@ class CallReader:
     """Takes an answer piece by piece; gives its text and its calls apart.
 
     Calls stand between tags, or, as some models write them, are the whole answer as JSON.
+
+    Args:
+        names: of the tools that are there; JSON that names another one is text.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = frozenset(names)
         self._held, self._inside, self._bare = "", False, True
 
     def push(self, text: str) -> list[str | ToolCall]:
@@ -259,7 +276,8 @@ class CallReader:
         if self._inside:
             call = read_call(held)
             return [call] if call is not None else [OPEN + held]
-        if self._bare and (calls := _bare_calls(held)):
+        calls = _bare_calls(held) if self._bare else []
+        if calls and all(call.name in self._names for call in calls):
             return list(calls)
         return [held] if held else []
 
@@ -277,7 +295,7 @@ class CallReader:
             self._held, self._inside, self._bare = rest, True, False
             return [before.rstrip("\n")]
         start = self._held.lstrip()
-        if self._bare and (not start or start[0] in "{["):
+        if self._bare and (not start or BARE.match(start)):
             return []
         self._bare = False
         opening = (n for n in range(len(OPEN) - 1, 0, -1) if self._held.endswith(OPEN[:n]))

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from ..errors import InputError
 from ..modeling import CoupledForCausalLM
 from ..topology import ANCHOR
+from .params import GenerationParams
 
 
 @dataclass(frozen=True)
@@ -101,23 +103,27 @@ _LISTENING: ContextVar[object] = ContextVar("rc_agents_attribution", default=Non
 
 @contextmanager
 def attributed(
-    model: CoupledForCausalLM, traces: Sequence[Trace | None], strengths: Sequence[Any]
+    model: CoupledForCausalLM, traces: Sequence[Trace | None], choices: Sequence[GenerationParams]
 ) -> Iterator[None]:
     """Keeps, at each pass inside the block, what each specialist's bridges add to the anchor at the last position.
 
     Args:
         traces: one a row; those that ask for attribution take it.
-        strengths: of each row, as in `GenerationParams`.
+        choices: of each row: who takes part, and how loud.
+
+    Raises:
+        InputError: the models meet in a router, which fuses instead of adding.
     """
-    wanted = [trace is not None and trace.attribution for trace in traces]
-    if not any(wanted) or model.config.bridge_config.kind == "moe":
+    if not any(trace is not None and trace.attribution for trace in traces):
         yield
         return
+    if model.config.bridge_config.kind == "moe":
+        raise InputError("a router fuses the models' states; there is nothing to attribute")
     mark = object()
     handles = []
     for edge in model.edges:
         if edge.target == ANCHOR:
-            factors = [_factor(one, edge.source) for one in strengths]
+            factors = [_factor(one, edge.source) for one in choices]
             for site in range(len(model.sites)):
                 hook = _hook(mark, edge.source, site, traces, factors)
                 handles.append(model.bridge(edge, site).register_forward_hook(hook))
@@ -135,7 +141,7 @@ def _hook(
     source: str,
     site: int,
     traces: Sequence[Trace | None],
-    factors: Sequence[float],
+    factors: Sequence[float | None],
 ) -> Any:
     def after(module: Any, args: tuple[Tensor, ...], update_BTD: Tensor) -> None:
         if _LISTENING.get() is not mark or len(update_BTD) != len(traces):
@@ -143,15 +149,18 @@ def _hook(
         added = torch.linalg.vector_norm(update_BTD[:, -1].float(), dim=-1)
         stream = torch.linalg.vector_norm(args[1][:, -1].float(), dim=-1)
         for row, share in enumerate((added / (stream + 1e-12)).tolist()):
-            trace = traces[row]
-            if trace is not None and trace.attribution:
+            trace, factor = traces[row], factors[row]
+            if trace is not None and trace.attribution and factor is not None:
                 before = trace.contributions.get(source, 0.0) if site else 0.0
-                trace.contributions[source] = before + share * abs(factors[row])
+                trace.contributions[source] = before + share * abs(factor)
 
     return after
 
 
-def _factor(strength: Any, name: str) -> float:
-    if isinstance(strength, Mapping):
-        return float(strength.get(name, 1.0))
-    return 1.0 if strength is None else float(strength)
+def _factor(choice: GenerationParams, name: str) -> float | None:
+    """How loud a specialist is in a row, None where it takes no part."""
+    if choice.specialists is not None and name not in choice.specialists:
+        return None
+    if isinstance(choice.strength, Mapping):
+        return float(choice.strength.get(name, 1.0))
+    return 1.0 if choice.strength is None else float(choice.strength)
