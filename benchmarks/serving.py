@@ -69,7 +69,7 @@ class Server:
 
 def main() -> None:
     """Runs the benchmark by its command line."""
-    read = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    read = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     read.add_argument("--model", default="package:smollm2-135m")
     read.add_argument("--rounds", type=int, default=3)
     read.add_argument("--tokens", type=int, default=32, help="new tokens of an answer")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import rc_agents
 from rc_agents.cli import app as app_object
+from rc_agents.cli import doctor as doctor_module
 from rc_agents.cli.app import run
 from rc_agents.cli.models import by_name, names, specialist
 from rc_agents.errors import RCError
@@ -173,16 +175,40 @@ def test_a_chat_through_a_pipe(cli, ensemble):
 
 
 def test_a_chat_goes_on_after_a_mistake(cli, ensemble):
-    lines = ["/specialist x", "/specialists legal", "/strength high", "word " * 300, "Hello"]
+    lines = ["/specialits x", "/specialists legal", "/strength high", "word " * 300, "Hello"]
     code, out, err = cli("chat", ensemble, "--max-new-tokens", 6, stdin="\n".join(lines))
     assert code == 0
     assert out == answer(ensemble, [{"role": "user", "content": "Hello"}]).text + "\n"
     assert [line.split(";")[0] for line in err.splitlines()][:3] == [
-        "error: unknown command '/specialist'",
+        "error: unknown command '/specialits'",
         "error: unknown specialist 'legal'",
         "error: expected a number, got 'high'",
     ]
     assert "takes at most 256" in err.splitlines()[3]
+
+
+def test_a_chat_switches_one_specialist_and_compares(cli, ensemble):
+    lines = ["/compare", "/specialist medical off", "Hello", "/specialist medical on", "/compare"]
+    lines += ["/compare And?", "/specialist legal on", "/specialist medical"]
+    code, out, err = cli("chat", ensemble, "--max-new-tokens", 6, stdin="\n".join(lines))
+    first = {"role": "user", "content": "Hello"}
+    frozen = answer(ensemble, [first], specialists=[]).text
+    more = [first, {"role": "assistant", "content": frozen}, {"role": "user", "content": "And?"}]
+    texts = [frozen, frozen, answer(ensemble, [first]).text]
+    texts += [answer(ensemble, more, specialists=[]).text, answer(ensemble, more).text]
+    found = re.sub(
+        r"^(frozen anchor|ensemble) \([\d.]+ tokens/s\): ", r"\1: ", out, flags=re.MULTILINE
+    )
+    titles = ["", "frozen anchor: ", "ensemble: ", "frozen anchor: ", "ensemble: "]
+    assert code == 0
+    assert found == "".join(f"{title}{text}\n" for title, text in zip(titles, texts, strict=True))
+    assert err.splitlines() == [
+        "error: nothing to compare yet; write /compare MESSAGE",
+        "specialists: none",
+        "specialists: medical",
+        "error: unknown specialist 'legal'; known: medical",
+        "error: expected /specialist NAME on or /specialist NAME off, got 'medical'",
+    ]
 
 
 # Mistakes.
@@ -324,3 +350,24 @@ def test_a_chat_in_a_process_of_its_own(base):
         out, err = process.communicate(b"Hello\n/quit\n", timeout=120)
     assert (process.returncode, err) == (0, b"")
     assert out.endswith(b"\n")
+
+
+# doctor.
+
+
+def test_doctor_says_what_is_here_and_how_to_get_the_rest(cli, monkeypatch):
+    code, out, _ = cli("doctor", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert all(found["core"].values())
+    assert "cpu" in found["devices"]
+    assert {"train", "serve", "langchain", "eval", "cli"} <= found["extras"].keys()
+    assert "package:smollm2-135m" in found["models"]
+    real = doctor_module._version
+    monkeypatch.setattr(
+        doctor_module, "_version", lambda name: None if name == "peft" else real(name)
+    )
+    assert "peft" in doctor_module.examine()["extras"]["train"]
+    code, out, _ = cli("doctor")
+    assert code == 0
+    assert "pip install 'rc-agents[train]'" in out

@@ -1,7 +1,9 @@
 """Many requests at once, some of them malformed, some of whose clients leave; and whatever a schema allows."""
 
 import asyncio
+import contextlib
 import gc
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -19,13 +21,45 @@ from tests.test_server import MODEL
 pytestmark = pytest.mark.tiny
 MODELS = {"rc:none": [], "rc:medical": ["medical"], "rc:medical+code": ["medical", "code"]}
 ASKED = [
-    (model, f"{place} {what}", size)
+    (
+        model,
+        f"{place} {what}",
+        size,
+        ("text", "chat", "streamed chat", "sampled text")[len(place) % 4],
+    )
     for model in MODELS
     for place in ("The river", "The town", "The hill", "The doctor")
     for what, size in (("is", 3), ("was seen by the people and", 7), ("came", 12))
 ]
 MALFORMED = [b"{", b"[]", b'{"model": "rc"}', b'{"model": "rc", "prompt": 3}', b"\xff"]
 CONCURRENT = 32
+
+
+def request(model, prompt, size, kind):
+    """A request's body, and where it goes."""
+    body = {"model": model, "max_tokens": size}
+    if "chat" in kind:
+        body["messages"] = [{"role": "user", "content": prompt}]
+        return body | {"stream": kind.startswith("streamed")}, "chat/completions"
+    sampled = {"temperature": 1.3, "seed": size} if kind.startswith("sampled") else {}
+    return body | {"prompt": prompt, **sampled}, "completions"
+
+
+def text_of(response):
+    """The text of an answer, streamed or whole."""
+    if not response.headers["content-type"].startswith("text/event-stream"):
+        (choice,) = response.json()["choices"]
+        return choice["text"] if "text" in choice else choice["message"]["content"]
+    lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")]
+    return "".join(json.loads(one)["choices"][0]["delta"].get("content", "") for one in lines)
+
+
+def told(service, model, prompt, size, kind):
+    """What the service itself answers."""
+    sampled = {"temperature": 1.3, "seed": size} if kind.startswith("sampled") else {}
+    params = GenerationParams(max_new_tokens=size, specialists=MODELS[model], **sampled)
+    asked = [{"role": "user", "content": prompt}] if "chat" in kind else prompt
+    return service.generate(asked, params).text
 
 
 def resident():
@@ -40,29 +74,31 @@ async def load(url, number, expected):
     kinds += ["asks"] * (number - len(kinds))
     draw.shuffle(kinds)
     seen, memory, gate = Counter(), [], asyncio.Semaphore(CONCURRENT)
-    address = f"{url}/v1/completions"
     limits = httpx.Limits(max_connections=CONCURRENT)
 
     async def one(client, place, kind):
-        model, prompt, size = ASKED[place % len(ASKED)]
-        body = {"model": model, "prompt": prompt, "max_tokens": size}
+        body, where = request(*ASKED[place % len(ASKED)])
+        address = f"{url}/v1/{where}"
         async with gate:
             if kind == "malformed":
                 response = await client.post(address, content=MALFORMED[place % len(MALFORMED)])
                 seen["refused" if response.status_code == 400 else "wrong"] += 1
             elif kind == "leaves":
-                long = body | {"max_tokens": 600, "stream": True}
-                async with client.stream("POST", address, json=long) as response:
-                    async for _ in response.aiter_lines():
-                        break
+                long = body | {"max_tokens": 600, "stream": bool(place % 2)}
+                if place % 2:
+                    async with client.stream("POST", address, json=long) as response:
+                        async for _ in response.aiter_lines():
+                            break
+                else:
+                    with contextlib.suppress(httpx.ReadTimeout):
+                        await client.post(address, json=long, timeout=0.3)
                 seen["left"] += 1
             else:
                 response = await client.post(address, json=body)
                 while response.status_code == 429:
                     await asyncio.sleep(0.2)
                     response = await client.post(address, json=body)
-                right = response.status_code == 200
-                found = response.json()["choices"][0]["text"] if right else None
+                found = text_of(response) if response.status_code == 200 else None
                 seen["right" if found == expected[place % len(ASKED)] else "wrong"] += 1
             if sum(seen.values()) in (number // 2, number):
                 gc.collect()
@@ -78,12 +114,7 @@ async def load(url, number, expected):
 )
 def test_no_request_is_lost_or_answered_with_anothers_text(number):
     service = GenerationService(MODEL)
-    expected = [
-        service.generate(
-            prompt, GenerationParams(max_new_tokens=size, specialists=MODELS[model])
-        ).text
-        for model, prompt, size in ASKED
-    ]
+    expected = [told(service, *one) for one in ASKED]
     assert len(set(expected)) > 24
     with running(MODEL, limits=Limits(batch=8, queue=48)) as server:
         seen, memory = asyncio.run(load(server.url, number, expected))

@@ -16,6 +16,7 @@ from rc_agents import RCError, __version__
 from .bench import bench
 from .chat import chat
 from .demo import demo
+from .doctor import doctor
 from .eval import evaluate
 from .generate import generate
 from .info import info
@@ -47,7 +48,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, info, generate, chat, serve, specialize, solve, train):
+for command in (demo, doctor, info, generate, chat, serve, specialize, solve, train):
     app.command()(command)
 app.command(name="eval")(evaluate)
 app.add_typer(bench, name="bench")

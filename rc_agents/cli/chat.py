@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Annotated
@@ -26,7 +27,7 @@ from .models import (
     open_model,
 )
 
-COMMANDS = "/specialists A,B|all|none, /strength X, /reset, /quit"
+COMMANDS = "/specialists A,B|all|none, /specialist NAME on|off, /strength X, /compare [MESSAGE], /reset, /quit"
 
 
 def chat(
@@ -49,7 +50,8 @@ def chat(
     """Talk to an ensemble.
 
     Each line is a message; Ctrl-C ends an answer, Ctrl-D the chat. Lines that start with a slash are commands:
-    /specialists A,B (or all, none), /strength X, /reset, /quit.
+    /specialists A,B (or all, none), /specialist NAME on (or off), /strength X, /compare MESSAGE (the frozen anchor's
+    answer beside the ensemble's; without a message the last one's), /reset, /quit.
     """
     params = GenerationParams(
         max_new_tokens=max_new_tokens,
@@ -85,6 +87,8 @@ class Conversation:
         service.render([*self._first, {"role": "user", "content": "Hi"}])
         self._commands: dict[str, Callable[[str], None]] = {
             "specialists": self._choose_specialists,
+            "specialist": self._switch_specialist,
+            "compare": self._compare,
             "strength": self._choose_strength,
             "reset": self._reset,
         }
@@ -124,6 +128,36 @@ class Conversation:
         self._set(replace(self.params, specialists=chosen))
         present = self.service.model.specialists if chosen is None else chosen
         print(f"specialists: {', '.join(present) or 'none'}", file=sys.stderr)
+
+    def _switch_specialist(self, argument: str) -> None:
+        name, _, word = argument.partition(" ")
+        if word.strip() not in ("on", "off"):
+            raise InputError(
+                f"expected /specialist NAME on or /specialist NAME off, got {argument!r}"
+            )
+        known = self.service.model.specialists
+        present = known if self.params.specialists is None else self.params.specialists
+        wanted = {*present, name} if word.strip() == "on" else {*present} - {name}
+        if name not in known:
+            raise InputError(f"unknown specialist {name!r}; {nearest(name, known)}")
+        self._choose_specialists(",".join(one for one in known if one in wanted) or "none")
+
+    def _compare(self, argument: str) -> None:
+        """Answers a message twice, and keeps neither answer."""
+        asked = [one for one in self.messages if one["role"] == "user"]
+        if not argument and not asked:
+            raise InputError("nothing to compare yet; write /compare MESSAGE")
+        message = argument or asked[-1]["content"]
+        before = self.messages if argument else self.messages[:-2]  # without the last turn
+        prompt = self.service.render([*before, {"role": "user", "content": message}])
+        for title, params in (
+            ("frozen anchor", replace(self.params, specialists=[])),
+            ("ensemble", self.params),
+        ):
+            began = time.perf_counter()
+            found = self.service.generate(prompt, params)
+            rate = found.completion_tokens / (time.perf_counter() - began)
+            print(f"{title} ({rate:.1f} tokens/s): {found.text}")
 
     def _choose_strength(self, argument: str) -> None:
         value = by_name(argument or "1", number)
