@@ -7,6 +7,7 @@ import json
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -105,7 +106,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column)
