@@ -497,7 +497,7 @@ def test_a_client_that_leaves_frees_its_place(server, client, streaming):
     if streaming:
         with httpx.stream("POST", url, json=body, timeout=20) as response:
             next(response.iter_lines())
-            assert server.batcher.running == 1
+            until(lambda: server.batcher.running == 1)
     else:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(url, json=body, timeout=0.7)

@@ -67,7 +67,7 @@ def answer(service, conversation, tokens=120, **more):
     ("guide", "fits"),
     [
         (Guide.choice(["yes", "no", "I don't know"]), {"yes", "no", "I don't know"}.__contains__),
-        (Guide.regex(r"\d{3}-[a-c]{2}"), lambda text: text[:3].isdigit() and text[3] == "-"),
+        (Guide.regex("[0-9]{3}-[a-c]{2}"), lambda text: text[:3].isdigit() and text[3] == "-"),
         (Guide.json_schema(closed(SCHEMA)), lambda text: json.loads(text)["city"] in "Paris Rome"),
         (Guide.lark('start: "a" ("b" | "c")~3'), lambda text: len(text) == 4 and text[0] == "a"),
     ],
