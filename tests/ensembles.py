@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 import rc_agents
 from rc_agents import CoupledForCausalLM
 from tests.tiny import tiny
+from tests.tiny_tokenizers import tiny_tokenizer
 
 VOCABULARY = 96
 NAMES = ("medical", "law", "code", "prose")
@@ -85,3 +86,30 @@ def unchanged_bases(model: CoupledForCausalLM) -> Iterator[None]:
 
 
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+def talking(*specialists: str, room: int = 2048) -> rc_agents.CoupledForCausalLM:
+    """A tiny ensemble with a chat template whose bridges speak, and which never ends an answer by itself.
+
+    Args:
+        specialists: names of up to two.
+        room: tokens that every model takes.
+    """
+    torch.manual_seed(0)  # of the bridges
+    tokenizer = tiny_tokenizer("prose")
+    size = len(tokenizer)
+    kinds = dict(zip(specialists, ("qwen2", "mistral"), strict=False))
+    models = {
+        name: tiny(arch, vocab_size=size, seed=number)
+        for number, (name, arch) in enumerate(kinds.items(), start=1)
+    }
+    model = rc_agents.couple(
+        tiny("llama", vocab_size=size),
+        models,
+        tokenizers=dict.fromkeys(("anchor", *specialists), tokenizer),
+        bridge={"start": "default", "gate": "fixed"},
+    )
+    model.generation_config.eos_token_id = None
+    for one in model.models.values():
+        one.config.max_position_embeddings = room
+    return model

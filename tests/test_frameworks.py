@@ -5,32 +5,15 @@ from typing import Literal
 
 import pytest
 
-import rc_agents
 from rc_agents.errors import InputError
 from rc_agents.service import GenerationParams, GenerationService
-from tests.tiny import tiny
-from tests.tiny_tokenizers import tiny_tokenizer
+from tests.ensembles import talking
 
 pytestmark = [pytest.mark.tiny, pytest.mark.filterwarnings("ignore")]  # their warnings are theirs
 USER = [{"role": "user", "content": "Where is the river?"}]
 
 
-def ensemble():
-    tokenizer = tiny_tokenizer("prose")
-    size = len(tokenizer)
-    model = rc_agents.couple(
-        tiny("llama", vocab_size=size),
-        {"medical": tiny("qwen2", vocab_size=size, seed=1)},
-        tokenizers={"anchor": tokenizer, "medical": tokenizer},
-        bridge={"start": "default", "gate": "fixed"},
-    )
-    model.generation_config.eos_token_id = None
-    for one in model.models.values():
-        one.config.max_position_embeddings = 8192
-    return model
-
-
-MODEL = ensemble()
+MODEL = talking("medical", room=8192)
 SERVICE = GenerationService(MODEL)
 
 

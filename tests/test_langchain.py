@@ -27,29 +27,14 @@ from rc_agents.adapters.langchain import ChatCoupled, CoupledLLM
 import rc_agents
 from rc_agents.errors import InputError
 from rc_agents.service import GenerationParams, GenerationService
-from tests.tiny import saved, tiny
-from tests.tiny_tokenizers import tiny_tokenizer
+from tests.ensembles import talking
+from tests.tiny import saved
 
 pytestmark = pytest.mark.tiny
 ROOM = 2048
 
 
-def coupled():
-    tokenizer = tiny_tokenizer("prose")
-    size = len(tokenizer)
-    model = rc_agents.couple(
-        tiny("llama", vocab_size=size),
-        {"medical": tiny("qwen2", vocab_size=size, seed=1)},
-        tokenizers={"anchor": tokenizer, "medical": tokenizer},
-        bridge={"start": "default", "gate": "fixed"},
-    )
-    model.generation_config.eos_token_id = None
-    for one in model.models.values():
-        one.config.max_position_embeddings = ROOM
-    return model
-
-
-MODEL = coupled()
+MODEL = talking("medical", room=ROOM)
 SERVICE = GenerationService(MODEL)
 
 

@@ -9,13 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import rc_agents
 from rc_agents.errors import InputError
 from rc_agents.service import GenerationParams, GenerationService, Guide, ToolCall
 from rc_agents.service.guides import Guiding, vocabulary
 from rc_agents.service.tools import CallReader, Tool, closed, read_call, read_choice, write_call
-from tests.tiny import tiny
-from tests.tiny_tokenizers import tiny_tokenizer
+from tests.ensembles import talking
 
 pytestmark = pytest.mark.tiny
 SCHEMA = {
@@ -42,17 +40,7 @@ NATIVE = (
 
 @pytest.fixture(scope="module")
 def service():
-    tokenizer = tiny_tokenizer("prose")
-    size = len(tokenizer)
-    model = rc_agents.couple(
-        tiny("llama", vocab_size=size),
-        {"medical": tiny("qwen2", vocab_size=size, seed=1)},
-        tokenizers={"anchor": tokenizer, "medical": tokenizer},
-        bridge={"start": "default", "gate": "fixed"},
-    )
-    for one in model.models.values():
-        one.config.max_position_embeddings = 2048
-    return GenerationService(model)
+    return GenerationService(talking("medical"))
 
 
 def answer(service, conversation, tokens=120, **more):
