@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -267,8 +268,16 @@ def test_a_local_task_without_its_file_says_where_to_put_it(model, monkeypatch):
         evaluate(EnsembleLM(model), ["arc_challenge_local"])
 
 
-def test_the_tasks_are_in_the_wheel():
-    assert {path.suffix for path in TASKS.iterdir() if path.is_file()} == {".yaml", ".py"}
+def test_the_wheel_takes_every_file_of_the_adapters():
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["rc_agents.adapters"]
+    taken = {path for pattern in patterns for path in (root / "adapters").glob(pattern)}
+    found = {path for path in (root / "adapters").rglob("*.*") if "__pycache__" not in path.parts}
+    data = {path for path in found if path.suffix not in (".py", ".pyc")}
+    assert TASKS / "rows.py" in taken  # its folder is no package
+    assert data <= taken
+    assert len(data) > 8
 
 
 def test_without_lm_eval_the_import_says_what_to_install():
