@@ -23,13 +23,17 @@ Reference = str | Path | ModelRef | PreTrainedModel
 
 @dataclass
 class Member:
-    """One loaded model: where it came from, its weights, its tokenizer."""
+    """One model: where it came from, its weights, its tokenizer.
+
+    A remote one runs in another process: its weights are shapes alone (on the meta device).
+    """
 
     name: str
     ref: ModelRef
     model: PreTrainedModel
     tokenizer: Any | None
     live: bool = False
+    remote: bool = False
 
 
 @dataclass

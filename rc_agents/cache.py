@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from .alignment import SpanText
 from .errors import InputError
@@ -27,10 +30,14 @@ class CoupledCache(Cache):
         texts: for each model with its own tokenizer, its running tokenization.
         seen: for each model, how many of the anchor's columns it has taken in.
         busy: whether a pass is writing it, or failed while it did.
+        lost: models of other processes that take no part in this text any more, and why.
+        epochs: for each model of another process, the connection in which its cache was begun.
     """
 
     def __init__(self, caches: Mapping[str, Cache]) -> None:
         self.caches = dict(caches)
+        self.lost: dict[str, str] = {}
+        self.epochs: dict[str, int] = {}
         self.ids: Tensor | None = None
         self.histories: dict[str, dict[int, Tensor]] = {}
         self.texts: dict[str, SpanText] = {}
@@ -45,6 +52,7 @@ class CoupledCache(Cache):
         configs: Mapping[str, PreTrainedConfig],
         growing: Sequence[str] = (),
         capacity: int | None = None,
+        remote: Sequence[str] = (),
     ) -> CoupledCache:
         """Builds the ensemble's cache around the anchor's (or a new one); one that is coupled already stays.
 
@@ -53,6 +61,7 @@ class CoupledCache(Cache):
             configs: every model's config by name.
             growing: models with their own tokenizer, whose cache is dynamic and can be cut back.
             capacity: tokens that a static cache is to hold, where the anchor's cannot tell.
+            remote: models of other processes, which hold their own caches.
 
         Raises:
             InputError: no cache, a cache of another ensemble, one that a single model has filled, or one that a pass
@@ -71,7 +80,9 @@ class CoupledCache(Cache):
         anchor = cache if cache is not None else _like(None, configs[ANCHOR])
         caches = {ANCHOR: anchor}
         for name, config in configs.items():
-            if name != ANCHOR:
+            if name in remote:
+                caches[name] = RemoteCache(_capacity(cache, capacity))
+            elif name != ANCHOR:
                 # Models with their own tokenizer bring their own masks, or take another cache when they first run.
                 caches[name] = DynamicCache() if name in growing else _like(cache, config, capacity)
         return cls(caches)
@@ -130,6 +141,31 @@ class CoupledCache(Cache):
         """Makes every cache keep what a later `crop` has to bring back."""
         for cache in self.caches.values():
             cache.activate_past_recording()
+
+    def renew(self, name: str, config: PreTrainedConfig) -> None:
+        """Gives a model an empty cache that grows."""
+        cache = self.caches[name]
+        if isinstance(cache, RemoteCache):
+            cache.renew()
+        else:
+            self.caches[name] = DynamicCache(config=config.get_text_config(decoder=True))
+
+    def snapshot(self) -> Callable[[], None]:
+        """Returns a call that puts everything back as it is now, after a pass that failed halfway."""
+        restores = [snapshot(cache) for cache in self.caches.values()]
+        caches, seen = dict(self.caches), dict(self.seen)
+        ids, busy = self.ids, self.busy
+        histories = {source: dict(sites) for source, sites in self.histories.items()}
+        texts = {name: text.copy() for name, text in self.texts.items()}
+
+        def restore() -> None:
+            for put_back in restores:
+                put_back()
+            self.caches, self.seen = caches, seen
+            self.ids, self.busy = ids, busy
+            self.histories, self.texts = histories, texts
+
+        return restore
 
     def remember(self, input_ids: Tensor) -> None:
         """Appends the anchor's tokens of a finished pass, (B, T)."""
@@ -216,14 +252,118 @@ class CoupledCache(Cache):
         if self.ids is not None:
             self._select(torch.arange(self.ids.shape[0]).repeat_interleave(repeats))
 
-    def _select(self, rows: Tensor) -> None:
-        if self.ids is not None:
-            self.ids = self.ids[rows.to(self.ids.device)]
+    def select_histories(self, rows: Tensor) -> None:
+        """Reorders, keeps or repeats the rows of what sources showed."""
         for sites in self.histories.values():
             for site, states in sites.items():
                 sites[site] = states[rows.to(states.device)]
+
+    def _select(self, rows: Tensor) -> None:
+        if self.ids is not None:
+            self.ids = self.ids[rows.to(self.ids.device)]
+        self.select_histories(rows)
         for text in self.texts.values():
             text.select(rows.tolist())
+
+
+class RemoteCache(Cache):
+    """Stands for the cache that a model of another process holds: what is asked of it goes along with the next pass.
+
+    Args:
+        capacity: tokens of a static cache; None for one that grows.
+
+    Attributes:
+        id: what the other process knows it by.
+        pending: [operation, argument] in order, not yet sent.
+    """
+
+    numbers = itertools.count()
+
+    def __init__(self, capacity: int | None = None) -> None:
+        super().__init__(layers=[])
+        self.capacity = capacity
+        self.id = next(self.numbers)
+        self.pending: list[list[Any]] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RemoteCache:
+        raise InputError(
+            "past_key_values cannot be copied: a model of another process holds a part of it; "
+            "start from an empty cache"
+        )
+
+    def taken(self) -> list[list[Any]]:
+        """Returns what is pending, which then no longer is."""
+        pending, self.pending = self.pending, []
+        return pending
+
+    def renew(self) -> None:
+        """Starts from an empty cache that grows."""
+        self.pending.append(["renew", None])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Removes the last `-tokens_to_remove` tokens."""
+        self.pending.append(["crop", tokens_to_remove])
+
+    def reset(self) -> None:
+        """Empties it."""
+        self.pending.append(["reset", None])
+
+    def activate_past_recording(self) -> None:
+        """Makes it keep what a later `crop` has to bring back."""
+        self.pending.append(["activate_past_recording", None])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Puts the rows in the order of `beam_idx`, (B,)."""
+        self.pending.append(["reorder", beam_idx.tolist()])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the rows of `indices`."""
+        self.pending.append(["select", torch.as_tensor(indices).tolist()])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row `repeats` times."""
+        self.pending.append(["repeat", repeats])
+
+
+def snapshot(cache: Cache) -> Callable[[], None]:
+    """Returns a call that puts a model's cache back as it is now.
+
+    Costs nothing for layers that grow, as these never write into tensors that they hold, and for static ones, whose
+    later columns are written anew; recurrent and convolution states are copied.
+    """
+    if isinstance(cache, RemoteCache):
+        pending = list(cache.pending)
+
+        def put_back() -> None:
+            cache.pending = list(pending)
+
+        return put_back
+    layers = [(layer, _held(layer)) for layer in cache.layers]
+
+    def restore() -> None:
+        cache.layers[:] = [layer for layer, _ in layers]
+        for layer, held in layers:
+            vars(layer).clear()
+            vars(layer).update(held)
+
+    return restore
+
+
+def _held(layer: Any) -> dict[str, Any]:
+    """A layer's attributes as they are now."""
+    if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+        return dict(vars(layer))
+    shared = ("keys", "values") if type(layer) is StaticLayer else ()
+    return {
+        name: value if name in shared else copy.deepcopy(value) for name, value in vars(layer).items()
+    }
+
+
+def _capacity(cache: Cache | None, capacity: int | None) -> int | None:
+    if not isinstance(cache, StaticCache):
+        return None
+    length = cache.get_max_length()
+    return capacity or length if length < 0 else length
 
 
 def _filled(cache: Cache) -> bool:

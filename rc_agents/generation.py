@@ -172,7 +172,9 @@ class CoupledGeneration(GenerationMixin):
         if isinstance(cache, Cache):
             configs = {name: model.config for name, model in self.models.items()}
             growing = self.config.span_names
-            wrapped = CoupledCache.wrap(cache, configs, growing, max_cache_length)
+            wrapped = CoupledCache.wrap(
+                cache, configs, growing, max_cache_length, self.remote_names
+            )
             if getattr(cache, "_is_user_defined", False):
                 wrapped._is_user_defined = True
             if getattr(generation_config, "is_assistant", False):

@@ -67,5 +67,6 @@ def execution_device(module: nn.Module) -> torch.device:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Returns the device that a model's token ids go to."""
-    return execution_device(model.get_input_embeddings())
+    """Returns the device that a model's token ids go to; the CPU for one that runs in another process."""
+    device = execution_device(model.get_input_embeddings())
+    return torch.device("cpu") if device.type == "meta" else device

@@ -227,6 +227,11 @@ class SpanText:
     clocks: list[Clock]
     num_slots: int = 0
 
+    def copy(self) -> SpanText:
+        """Returns one that goes its own way from here."""
+        rows, clocks = [row.copy() for row in self.rows], [clock.copy() for clock in self.clocks]
+        return SpanText(self.tree, rows, clocks, self.num_slots)
+
     def live_slots(self) -> int:
         """Returns the number of leading slots in use by any row; those after it hold nothing any more."""
         return max((row.slots[-1] + 1 for row in self.rows if row.slots), default=0)

@@ -4,7 +4,7 @@ from .blocks import accepted_arguments, cache_argument, find_blocks, num_blocks,
 from .checks import check
 from .identity import fingerprint, weights_hash
 from .lens import Lens, StandIn, returns_tuple
-from .loading import first_line, freeze, load, load_tokenizer, locate, share_weights
+from .loading import first_line, freeze, load, load_tokenizer, locate, share_weights, skeleton
 from .taps import ARRIVE, OWNER, tap
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "num_blocks",
     "returns_tuple",
     "share_weights",
+    "skeleton",
     "stream_width",
     "tap",
     "weights_hash",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from .. import packaged
 from ..config import ModelRef
@@ -102,6 +102,12 @@ def load(
     elif ref.adapter is not None:
         base = share_weights(base)
     return freeze(base if ref.adapter is None else _with_adapter(name, base, ref))
+
+
+def skeleton(config: PreTrainedConfig, dtype: str | torch.dtype | None = None) -> PreTrainedModel:
+    """Returns a model of shapes alone (on the meta device), for one whose weights another process holds."""
+    with torch.device("meta"):
+        return freeze(AutoModelForCausalLM.from_config(config, dtype=dtype or "auto"))
 
 
 def _with_adapter(name: str, base: PreTrainedModel, ref: ModelRef) -> PreTrainedModel:

@@ -7,6 +7,7 @@ and is replaced atomically, so that a kill at any moment leaves the old checkpoi
 from .hub import push
 from .loading import load
 from .packs import load_edges
+from .reading import identity
 from .saving import save_checkpoint
 
-__all__ = ["load", "load_edges", "push", "save_checkpoint"]
+__all__ = ["identity", "load", "load_edges", "push", "save_checkpoint"]

@@ -61,7 +61,8 @@ def put(
             raise CheckpointError(f"{where}: {name} holds NaN or infinite values; train it again")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            if not tensor.is_meta:  # of a bridge that another process holds
+                tensor.copy_(tensors[name])
 
 
 def fingerprint(member: Member, *, weights: bool = False) -> str:

@@ -21,6 +21,7 @@ from .saving import BASES
 from .tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
+    from ..execution import Elsewhere
     from ..modeling import CoupledForCausalLM
 
 HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
@@ -39,9 +40,14 @@ def load(
     tokenizers: Mapping[str, Any] | None = None,
     check_fingerprints: bool = True,
     trust_remote_code: bool = False,
+    local: str | None = None,
+    elsewhere: Elsewhere | None = None,
     **kwargs: Any,
 ) -> CoupledForCausalLM:
-    """Loads an ensemble; see `CoupledForCausalLM.from_pretrained`."""
+    """Loads an ensemble; see `CoupledForCausalLM.from_pretrained`.
+
+    With `local` only this model is loaded with its weights, as the others run elsewhere.
+    """
     hub = {key: kwargs.pop(key) for key in HUB if key in kwargs}
     dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
     if unknown := sorted(kwargs.keys() - FROM_AUTO):
@@ -50,17 +56,23 @@ def load(
         )
     found = read(path, **hub)
     config, names = found.config, found.config.names or []
+    if local is not None:
+        _check_names(names, local={local: ""})
+    here = [name for name in names if local in (None, name)]
     if schedule is not None:
         check_choice("schedule", schedule)
         config.schedule = schedule
     _check_names(names, bases=bases, tokenizers=tokenizers)
-    _fetch_bases(found, [name for name in names if name not in (bases or {})], hub)
+    _fetch_bases(found, [name for name in here if name not in (bases or {})], hub)
     if isinstance(dtype, dict):
         dtype = {**(config.dtypes or {}), **dtype}
     given = dict(tokenizers or {})
     chosen = {**_saved_tokenizers(found, given, trust_remote_code), **given}
     loader = Loader(names, device_map, dtype or config.dtypes, chosen, trust_remote_code)
     for name in names:
+        if name not in here:
+            loader.members[name] = _remote(found, name, chosen)
+            continue
         _load_base(loader, found, name, (bases or {}).get(name), check_fingerprints)
     _check_depths(found, loader)
     swapped = [name for name in bases or {} if not check_fingerprints and name not in given]
@@ -70,7 +82,7 @@ def load(
             how = (config.alignment or {})[name]
             alignment_of(loader.members[ANCHOR], loader.members[name], how)
     config.model_configs = {name: member.model.config for name, member in loader.members.items()}
-    ensemble = cls(config, loader.members)
+    ensemble = cls(config, loader.members, elsewhere)
     put(ensemble, found.tensors, found.path)
     ensemble.generation_config = found.generation
     ensemble.name_or_path = found.path
@@ -122,6 +134,14 @@ def _load_base(
     found.config.fingerprints = prints
     member.ref = ref
     found.config.models = {**(found.config.models or {}), name: ref.to_dict()}
+
+
+def _remote(found: Checkpoint, name: str, tokenizers: Mapping[str, Any]) -> Member:
+    """A model that another process holds: what its config tells."""
+    ref = ModelRef(**(found.config.models or {})[name])
+    config, dtype = (found.config.model_configs or {})[name], (found.config.dtypes or {}).get(name)
+    model = backbone.skeleton(config, dtype)
+    return Member(name, ref, model, tokenizers.get(name), remote=True)
 
 
 def _check(loader: Loader, found: Checkpoint, member: Member, wanted: str | None) -> None:

@@ -44,6 +44,7 @@ class Checkpoint:
         generation: its generation settings.
         tokenizers: the folder of each model's tokenizer, None for a model without one; empty in checkpoints of before,
             whose tokenizers come from the bases.
+        digest: SHA-256 of its tensors' file.
     """
 
     path: str
@@ -52,6 +53,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     generation: GenerationConfig
     tokenizers: dict[str, Path | None]
+    digest: str = ""
 
 
 def read(path: str | Path, **hub: Any) -> Checkpoint:
@@ -83,7 +85,23 @@ def read(path: str | Path, **hub: Any) -> Checkpoint:
     generation = GenerationConfig.from_dict(raw.pop("generation", {}))
     own = {key: value for key, value in raw.items() if not key.startswith("bridges_")}
     config = CouplingConfig.from_dict(own)
-    return Checkpoint(path, config_file.parent, config, tensors, generation, folders)
+    digest = raw["bridges_sha256"]
+    return Checkpoint(path, config_file.parent, config, tensors, generation, folders, digest)
+
+
+SHARED = ("names", "site_layers", "topology", "bridge", "edge_bridges", "alignment", "mix")
+
+
+def identity(path: str | Path, **hub: Any) -> str:
+    """Returns a hash by which processes tell that they have the same ensemble: its form, bridges and bases.
+
+    Where the bases lie does not count.
+    """
+    found = read(path, **hub)
+    config = found.config.to_dict()
+    told = {key: config.get(key) for key in (*SHARED, "fingerprints")}
+    text = json.dumps([found.digest, told], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _config(file: Path) -> dict[str, Any]:

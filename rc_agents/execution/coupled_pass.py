@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from ..cache import CoupledCache
 from ..topology import ANCHOR, Edge
 from . import inputs
 from .exchange import EXCHANGE, RoutedExchange, keep
-from .protocol import Meet, Schedule, Stream, fail
+from .protocol import Call, Meet, Schedule, Stream, fail
 from .span import SpanPlan, plan
 from .texts import Chats
 
@@ -80,7 +80,7 @@ class CoupledPass:
         self.memory.busy = self.use_cache
         token = backbone.OWNER.set(self.ensemble.key)
         try:
-            outputs = schedule(streams, len(self.ensemble.sites), self._exchange())
+            outputs = schedule(streams, len(self.ensemble.sites), self.exchange())
         finally:
             backbone.OWNER.reset(token)
         self.memory.busy = False
@@ -95,8 +95,8 @@ class CoupledPass:
 
     @cached_property
     def cut(self) -> frozenset[str]:
-        """The models that `disabled` has cut out here."""
-        return selection.cut_names(self.ensemble)
+        """The models that `disabled` has cut out here, and those that are lost."""
+        return selection.cut_names(self.ensemble) | self.memory.lost.keys()
 
     @cached_property
     def edges(self) -> list[Edge]:
@@ -174,8 +174,13 @@ class CoupledPass:
             mask = None if self.mask is None else self.mask[:, : self.past]
             places = inputs.positions(mask, missed, start)
             self.memory.busy = True
+            stream = self._stream(name, self._arguments(name, missed, mask, places))
             try:
-                self._stream(name, self._arguments(name, missed, mask, places)).run()
+                if self.ensemble.members[name].remote:
+                    assert self.ensemble.elsewhere is not None and stream.call is not None
+                    self.ensemble.elsewhere.catch_up(name, start, stream.call)
+                else:
+                    stream.run()
             except Exception as error:
                 fail(name, error)
             self.memory.seen[name] = self.past
@@ -214,17 +219,8 @@ class CoupledPass:
         keep_last = self.logits_to_keep if needed else NO_LOGITS
         if needed and name in self.spans.steps:
             keep_last = 0  # its positions are not the anchor's
-        trims = "logits_to_keep" in backbone.accepted_arguments(model)
-        extra = {"logits_to_keep": keep_last} if trims else {}
-
-        def run() -> Any:
-            output = model(**arguments, **extra, return_dict=True)
-            if not trims:
-                kept = slice(-keep_last, None) if isinstance(keep_last, int) else keep_last
-                output.logits = output.logits[:, kept]
-            return output
-
-        return Stream(name, run)
+        call = Call(arguments, keep_last)
+        return Stream(name, lambda: call.of(model), call)
 
     # What comes out.
 
@@ -255,11 +251,18 @@ class CoupledPass:
 
     # What they exchange.
 
-    def _exchange(self) -> Meet:
+    def exchange(self, into: str | None = None) -> Meet:
+        """Returns what the models exchange; with `into`, by the edges into that model alone."""
         if len(self.ensemble.routers):
             return RoutedExchange(self.ensemble.routers, self.mixed, self.choice.present())
         if not self.edges:
             return keep
-        factors = {edge: self.choice.factor(edge) for edge in self.edges}
-        strength = {edge: factor for edge, factor in factors.items() if factor is not None}
-        return EXCHANGE.get()(self.edges, self.ensemble.bridge, strength, self.spans, self.memory)
+        edges = [edge for edge in self.edges if into in (None, edge.target)]
+        return EXCHANGE.get()(
+            edges, self.ensemble.bridge, self.strengths(edges), self.spans, self.memory
+        )
+
+    def strengths(self, edges: Sequence[Edge]) -> dict[Edge, Tensor]:
+        """Returns the factor of each edge in every row, (B,); those at full strength are left out."""
+        factors = {edge: self.choice.factor(edge) for edge in edges}
+        return {edge: factor for edge, factor in factors.items() if factor is not None}

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from ..backbone import accepted_arguments
 from ..errors import ModelRunError, RCError
+
+if TYPE_CHECKING:
+    from ..cache import CoupledCache
+    from .coupled_pass import CoupledPass
 
 Meet = Callable[[int, dict[str, Tensor]], Mapping[str, Tensor]]
 """(site, every model's hidden states by name) -> the updated states by name, each to be asked for once."""
@@ -19,11 +25,59 @@ Schedule = Callable[[Sequence["Stream"], int, Meet], dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class Call:
+    """What a model's own `forward` is called with.
+
+    Args:
+        arguments: by name.
+        keep: the positions whose logits are wanted: the last so many, 0 for all, or a tensor of positions.
+    """
+
+    arguments: Mapping[str, Any]
+    keep: int | Tensor = 0
+
+    def of(self, model: PreTrainedModel) -> Any:
+        """Returns what the model gives."""
+        trims = "logits_to_keep" in accepted_arguments(model)
+        extra = {"logits_to_keep": self.keep} if trims else {}
+        output = model(**self.arguments, **extra, return_dict=True)
+        if not trims:
+            kept = slice(-self.keep, None) if isinstance(self.keep, int) else self.keep
+            output.logits = output.logits[:, kept]
+        return output
+
+
+@dataclass(frozen=True)
 class Stream:
-    """One model's part of a pass: its name and a call of its own `forward`."""
+    """One model's part of a pass: its name, a call of its own `forward`, and what that is called with."""
 
     name: str
     run: Callable[[], Any]
+    call: Call | None = None
+
+
+class Elsewhere(Protocol):
+    """Where the models run that this process does not hold: what a pass needs to know of it.
+
+    Attributes:
+        trains: whether this process holds copies of all bridges, to train them.
+    """
+
+    trains: bool
+
+    def run(
+        self, make: Callable[[], CoupledPass], memory: CoupledCache
+    ) -> tuple[CoupledPass, dict[str, Any]]:
+        """Runs a pass, once more without them where models are lost; returns it and each forward's output."""
+
+    def catch_up(self, name: str, past: int, call: Call) -> None:
+        """Shows one model tokens that it missed, uncoupled."""
+
+    def lens(self, name: str) -> Callable[[Tensor], Tensor]:
+        """Returns what asks for a model's logits behind states of its own, (N, D) -> (N, V)."""
+
+    def takes_branches(self, name: str) -> bool:
+        """Whether a model can run branch tokens."""
 
 
 def fail(name: str, error: BaseException) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..alignment import AS_BEFORE, NOTHING, Branch, Segments, SpanText, TokenBytes
 from ..cache import CoupledCache
@@ -31,9 +31,12 @@ class Reader:
     tree: bool
 
     @classmethod
-    def of(cls, name: str, model: PreTrainedModel, tokenizer: Any) -> Reader:
+    def of(
+        cls, name: str, model: PreTrainedModel, tokenizer: Any, tree: bool | None = None
+    ) -> Reader:
         """Makes the reader of one model; raises `TokenError` where its tokenizer is of an unknown kind."""
-        return cls(model, Segments(TokenBytes(tokenizer, name)), takes_branches(model))
+        tree = takes_branches(model) if tree is None else tree
+        return cls(model, Segments(TokenBytes(tokenizer, name)), tree)
 
 
 @dataclass
@@ -130,18 +133,15 @@ def _roll_back(memory: CoupledCache, name: str, reader: Reader, num_rows: int) -
     surplus = text.num_slots - text.live_slots()
     cached = cache is not None and (text.tree or num_rows == 1)
     if cached and not text.num_slots and not text.tree:
-        cache = memory.caches[name] = DynamicCache(
-            config=reader.model.config.get_text_config(decoder=True)
-        )
+        memory.renew(name, reader.model.config)
+        cache = memory.caches[name]
     if cached and surplus and text.tree:
         cache.crop(-surplus)
     elif not cached or surplus:
         for row in text.rows:
             row.slots = []
         if cached:
-            memory.caches[name] = DynamicCache(
-                config=reader.model.config.get_text_config(decoder=True)
-            )
+            memory.renew(name, reader.model.config)
     text.num_slots = text.live_slots()
     return cached
 

@@ -35,6 +35,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
     Args:
         config: the ensemble.
         members: the loaded models in the order of `config.names`.
+        elsewhere: where the remote ones among them run, see `rc_agents.nodes`.
 
     Source: Residual Coupling (Ekin, 2026), equations in `rc_agents.bridges`.
     """
@@ -122,20 +123,28 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
             "output_hidden_states": output_hidden_states,
             "output_attentions": output_attentions,
         }
-        step = CoupledPass(
-            self,
-            ids,
-            attention_mask,
-            position_ids,
-            self._memory(past_key_values, use_cache),
-            use_cache,
-            choice,
-            logits_to_keep,
-            output_steered,
-            {key: value for key, value in asked.items() if value is not None},
-            chats,
-        )
-        outputs = step.run(schedule_called(self.config.schedule))
+        memory = self._memory(past_key_values, use_cache)
+
+        def make() -> CoupledPass:
+            return CoupledPass(
+                self,
+                ids,
+                attention_mask,
+                position_ids,
+                memory,
+                use_cache,
+                choice,
+                logits_to_keep,
+                output_steered,
+                {key: value for key, value in asked.items() if value is not None},
+                chats,
+            )
+
+        if self.elsewhere is not None:
+            step, outputs = self.elsewhere.run(make, memory)
+        else:
+            step = make()
+            outputs = step.run(schedule_called(self.config.schedule))
         output = self._output(step, outputs, labels, kwargs)
         return output if return_dict is not False else output.to_tuple()
 
@@ -143,7 +152,9 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
         if not use_cache:
             return CoupledCache({})
         configs = {name: model.config for name, model in self.models.items()}
-        return CoupledCache.wrap(cache, configs, growing=self.config.span_names)
+        return CoupledCache.wrap(
+            cache, configs, growing=self.config.span_names, remote=self.remote_names
+        )
 
     def _output(
         self,
@@ -176,6 +187,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
             steered_logits=steered,
             steered_input_ids=steered_ids,
             steered_attention_mask=steered_mask,
+            lost=dict(step.memory.lost) or None,
         )
 
     def anchor_bytes(self) -> TokenBytes:
@@ -189,7 +201,11 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
         """Returns how a model with its own tokenizer reads along, made once."""
         made = self.__dict__.setdefault("_tables", {})
         if name not in made:
-            made[name] = Reader.of(name, self.models[name], self.tokenizers[name])
+            tree = None
+            if self.members[name].remote:
+                assert self.elsewhere is not None
+                tree = self.elsewhere.takes_branches(name)
+            made[name] = Reader.of(name, self.models[name], self.tokenizers[name], tree)
         return made[name]
 
     def decode_steered(self, output: CoupledOutput) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from ..assembly import Member
 from ..bridges import Bridge, Prediction, Router
 from ..config import CouplingConfig
 from ..errors import ConfigError, InputError
+from ..execution import Elsewhere
 from ..mixing import OutputMixer
 from ..topology import ANCHOR, Edge
 
@@ -36,6 +37,7 @@ class EnsembleParts(PreTrainedModel):
     Args:
         config: the ensemble.
         members: the loaded models in the order of `config.names`.
+        elsewhere: where the remote ones among them run.
     """
 
     config: CouplingConfig
@@ -48,7 +50,12 @@ class EnsembleParts(PreTrainedModel):
     _supports_attention_backend = True
     supports_gradient_checkpointing = False
 
-    def __init__(self, config: CouplingConfig, members: Mapping[str, Member] | None = None) -> None:
+    def __init__(
+        self,
+        config: CouplingConfig,
+        members: Mapping[str, Member] | None = None,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
         if members is None:
             raise ConfigError(
                 "an ensemble is built with rc_agents.couple(...) or from_pretrained(...), not from a config"
@@ -57,8 +64,10 @@ class EnsembleParts(PreTrainedModel):
         self.members = dict(members)
         self._handles: dict[str, list[Any]] = {}
         self.key = next(_KEYS)
+        self.elsewhere = elsewhere
         for name, member in self.members.items():
-            setattr(self, f"lm_{name}", member.model)
+            if not member.remote:  # what has no weights here is no part that moves, trains or is saved
+                setattr(self, f"lm_{name}", member.model)
         self.bridges = nn.ModuleDict()
         self.routers = nn.ModuleList()
         self.mixer = OutputMixer(config.mix, self.names)
@@ -67,7 +76,8 @@ class EnsembleParts(PreTrainedModel):
         if config.bridge_config.kind == "moe":
             self._build_routers()
         for name in self.names:
-            self._tap(name)
+            if not self.members[name].remote:
+                self._tap(name)
         weakref.finalize(self, _untap, self._handles)
         self.generation_config = copy.deepcopy(self.models[ANCHOR].generation_config)
         self.name_or_path = ""
@@ -99,6 +109,11 @@ class EnsembleParts(PreTrainedModel):
     def tokenizer(self) -> Any:
         """The anchor's tokenizer."""
         return self.members[ANCHOR].tokenizer
+
+    @property
+    def remote_names(self) -> list[str]:
+        """The models that run in other processes."""
+        return [name for name, member in self.members.items() if member.remote]
 
     @property
     def edges(self) -> tuple[Edge, ...]:
@@ -146,18 +161,26 @@ class EnsembleParts(PreTrainedModel):
         widths = backbone.stream_width(source), backbone.stream_width(target)
         form = self.config.bridge_form(edge)
         made = [Bridge(form, *widths) for _ in self.sites]
-        if form.reads == "prediction":
+        remote = self.members[edge.target].remote
+        if form.reads == "prediction" and not remote:
             embeddings: Any = target.get_input_embeddings()
             if embeddings.weight.shape[1] != widths[1]:
                 raise ConfigError(
                     f"reads='prediction' needs embeddings as wide as the stream, but {edge.target!r} has "
                     f"{embeddings.weight.shape[1]} and {widths[1]}; use reads='state'"
                 )
-            reading = Prediction(backbone.Lens(source), embeddings)
+            if self.members[edge.source].remote:
+                assert self.elsewhere is not None
+                says: Any = self.elsewhere.lens(edge.source)
+            else:
+                says = backbone.Lens(source)
+            reading = Prediction(says, embeddings)
             for bridge in made:
                 bridge.reading = reading
         for bridge, row in zip(made, self.sites, strict=True):
-            bridge.to(placement.execution_device(blocks[row[column] - 1]))
+            device = placement.execution_device(blocks[row[column] - 1])
+            held = self.elsewhere is not None and self.elsewhere.trains
+            bridge.to("cpu" if remote and held else device)
         self.bridges[edge.key] = nn.ModuleList(made)
 
     def _build_routers(self) -> None:

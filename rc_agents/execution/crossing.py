@@ -1,0 +1,146 @@
+"""A pass whose models run in several processes, seen from one of them: send at each site, then hear, then go on.
+
+Every process sends its state to the targets of its edges before it waits for its sources', so none waits in a circle.
+Gradients go back the same way: autograd runs a process's sites in reverse, and at each it sends what its sources are
+owed before it waits for what its targets owe. B rows, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..topology import Edge
+from .protocol import check_order, missed
+from .rank import Rank
+from .wire import DTYPES, Frame, LinkError, packed, unpacked
+
+OUTPUT = -1
+"""Stands for a site where a model's logits cross to the anchor."""
+
+
+@dataclass
+class Crossing:
+    """One pass, as one process takes part in it.
+
+    Args:
+        rank: the process.
+        number: of the pass, rising.
+        present: the models that run in it.
+        edges: the edges that are on, in the ensemble's order.
+        num_sites: how often the models meet.
+        exchange: (site, states by name) -> updated states by name, of which this process asks for its own model's.
+        limit: seconds that each wait may take.
+        wire: how states cross, one of `wire.WIRES`.
+    """
+
+    rank: Rank
+    number: int
+    present: Sequence[str]
+    edges: Sequence[Edge]
+    num_sites: int
+    exchange: Callable[[int, dict[str, Tensor]], Mapping[str, Tensor]]
+    limit: float
+    wire: str = "exact"
+
+    def __post_init__(self) -> None:
+        me = self.rank.name
+        self.sources = list(
+            dict.fromkeys(e.source for e in self.edges if e.target == me and e.source in self.present)
+        )
+        self.targets = list(
+            dict.fromkeys(e.target for e in self.edges if e.source == me and e.target in self.present)
+        )
+        self.reached = 0
+        self.last: Tensor | None = None
+
+    def arrive(self, site: int, hidden: Tensor) -> Tensor:
+        """What the local model's taps call: its state at a site, (B, T, D), for the one it goes on with."""
+        check_order(self.rank.name, site, self.reached)
+        self.reached += 1
+        states = {self.rank.name: self.show(site, hidden)}
+        for source in self.sources:
+            states[source] = self.hear(source, site)
+        self.last = self.exchange(site, states)[self.rank.name]
+        return self.last
+
+    def check_ended(self) -> None:
+        """Raises `ModelRunError` where the local model has missed a site."""
+        if self.reached != self.num_sites:
+            raise missed(self.rank.name, self.reached)
+
+    def show(self, site: int, hidden: Tensor, targets: Sequence[str] | None = None) -> Tensor:
+        """Sends a state to the targets; returns it, tied to the gradients that they owe for it."""
+        targets = self.targets if targets is None else targets
+        if not targets:
+            return hidden
+        owed = hidden.requires_grad and torch.is_grad_enabled()
+        wire = "exact" if site == OUTPUT else self.wire
+        fields = {
+            "pass": self.number,
+            "site": site,
+            "grad": owed,
+            "dtype": str(hidden.dtype).removeprefix("torch."),
+        }
+        frame = Frame("state", fields, packed(hidden.detach(), wire))
+        for target in targets:
+            self.rank.send(target, frame)
+        if not owed:
+            return hidden
+        shown: Tensor = _Shown.apply(hidden, self, site, tuple(targets))
+        return shown
+
+    def hear(self, source: str, site: int) -> Tensor:
+        """Returns another model's state at a site, waited for."""
+        frame = self.rank.wait((source, "state", self.number, site), self.limit)
+        state = unpacked(frame.tensors, DTYPES[frame.fields["dtype"]])
+        if state.dim() != 3:
+            raise LinkError(f"{source!r} sent a state of shape {tuple(state.shape)} at site {site}")
+        if not (frame.fields["grad"] and torch.is_grad_enabled()):
+            return state
+        leaf = torch.zeros((), requires_grad=True)
+        heard: Tensor = _Heard.apply(leaf, state, self, site, source)
+        return heard
+
+
+class _Shown(torch.autograd.Function):
+    """The identity; going back, it adds the gradients of the processes that were shown the state."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, crossing: Crossing, site: int, targets: Sequence[str]
+    ) -> Tensor:
+        ctx.crossing, ctx.site, ctx.targets = crossing, site, targets
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        total, crossing = grads[0], ctx.crossing
+        crossing.rank.backward_begins(crossing.number, crossing.present)
+        for target in ctx.targets:
+            key = (target, "grad", crossing.number, ctx.site)
+            total = total + crossing.rank.wait(key, crossing.limit).tensors["grad"].to(total)
+        return total, None, None, None
+
+
+class _Heard(torch.autograd.Function):
+    """A state that came from another process; going back, its gradient returns there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, leaf: Tensor, state: Tensor, crossing: Crossing, site: int, source: str
+    ) -> Tensor:
+        ctx.crossing, ctx.site, ctx.source = crossing, site, source
+        return state.view_as(state)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, None, None]:
+        crossing = ctx.crossing
+        crossing.rank.backward_begins(crossing.number, crossing.present)
+        fields = {"pass": crossing.number, "site": ctx.site}
+        crossing.rank.send(ctx.source, Frame("grad", fields, {"grad": grads[0]}))
+        return None, None, None, None, None

@@ -1,0 +1,477 @@
+"""A specialist's process: loads its model and the bridges into it, joins the anchor, and runs its part of every pass."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import random
+import select
+import socket
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+from .. import backbone, checkpoint, placement
+from ..cache import CoupledCache
+from ..errors import ConfigError, RCError, nearest
+from ..execution.crossing import OUTPUT, Crossing
+from ..execution.exchange import EXCHANGE, keep
+from ..execution.protocol import Call
+from ..execution.rank import Key, Rank
+from ..execution.span import takes_branches
+from ..execution.wire import Channel, Frame, LinkError, NotYet
+from ..modeling import CoupledForCausalLM
+from ..topology import ANCHOR
+from .door import Door
+from .handshake import PROTOCOL, disagreement, greet, next_frame, versions
+from .order import Order, entered
+from .settings import NodeSettings, listener
+from .weights import Weights, told
+
+logger = logging.getLogger(__name__)
+GRAPHS = 8  # passes whose graphs wait for their backward
+
+
+class Aborted(Exception):
+    """The anchor has given up the pass that is running."""
+
+
+class AnchorGone(Exception):
+    """The link to the anchor's process is gone."""
+
+
+class Node(Rank):
+    """Serves one specialist of a saved ensemble to the anchor's process.
+
+    Args:
+        path: the checkpoint, a folder, a hub id or `package:NAME`; the same as the anchor's.
+        name: the specialist that runs here.
+        settings: deadlines and the secret.
+        listen: host and port (0 for any) where the other specialists' processes reach this one.
+        advertise: host that they are told, where it is another one than `listen`'s or the route's.
+        options: as for `CoupledForCausalLM.from_pretrained`: device_map, dtype, bases, trust_remote_code and the like.
+
+    Raises:
+        ConfigError, CheckpointError: what cannot be loaded or served.
+    """
+
+    trains = False
+
+    def __init__(
+        self,
+        path: str | Path,
+        name: str,
+        *,
+        settings: NodeSettings | None = None,
+        listen: tuple[str, int] = ("127.0.0.1", 0),
+        advertise: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.settings = settings or NodeSettings()
+        super().__init__(name, self.settings.deadline, self.settings.deadline_per_token)
+        self.ensemble: CoupledForCausalLM = checkpoint.load(
+            CoupledForCausalLM, path, local=name, elsewhere=self, **options
+        )
+        if name == ANCHOR or name not in self.ensemble.names:
+            known = nearest(name, self.ensemble.specialists)
+            raise ConfigError(f"a node runs one of the ensemble's specialists, got {name!r}; {known}")
+        self.model = self.ensemble.models[name]
+        if name in told(self.ensemble):
+            self.says = backbone.Lens(self.model)
+        self.identity = checkpoint.identity(path)
+        self.tree = name in self.ensemble.config.span_names and takes_branches(self.model)
+        self.advertise = advertise
+        self.peers: dict[str, tuple[int, Channel]] = {}
+        self.epoch = 0
+        self.memories: dict[int, CoupledCache] = {}
+        self.todo: deque[Frame] = deque()
+        self.running = self.given_up = -1
+        self.undo: tuple[int, Callable[[], None]] | None = None
+        self.graphs: OrderedDict[int, list[tuple[Tensor, bool]]] = OrderedDict()
+        self.weights = Weights(self.ensemble, name)
+        self.stopped = threading.Event()
+        self.num_passes = 0
+        self.door = Door(listener(listen, self.settings.secret), self.settings, self._welcome)
+
+    # Joining.
+
+    def serve(self, anchor: tuple[str, int], *, patience: float = 60.0, once: bool = False) -> None:
+        """Joins the anchor's process and serves it; joins anew whenever the link is lost.
+
+        Args:
+            anchor: its host and port.
+            patience: seconds to go on trying while nobody is there; `math.inf` for ever.
+            once: whether to return when the anchor says goodbye.
+
+        Raises:
+            LinkError: nobody there for so long, or the anchor refuses this process; the message says why.
+        """
+        since, pause = time.monotonic(), 0.1
+        while not self.stopped.is_set():
+            try:
+                self._join(anchor)
+            except (OSError, NotYet) as error:
+                if time.monotonic() - since > patience:
+                    raise LinkError(
+                        f"{self.name!r} could not join {anchor[0]}:{anchor[1]} for {patience:g} s ({error}); "
+                        "start the anchor's process, or name its address"
+                    ) from error
+                self.stopped.wait(pause * random.uniform(0.5, 1.5))
+                pause = min(2 * pause, 5.0)
+                continue
+            logger.info("%s serves %s:%d", self.name, *anchor)
+            try:
+                goodbye = self._serve()
+            except AnchorGone as error:
+                goodbye = False
+                logger.warning("the link to the anchor is gone: %s", error)
+            finally:
+                self._leave()
+            if goodbye and once:
+                return
+            since, pause = time.monotonic(), 0.1
+
+    def stop(self) -> None:
+        """Ends `serve` from another thread."""
+        self.stopped.set()
+        self.door.ring()
+
+    def close(self) -> None:
+        """Stops, and lets go of the port."""
+        self.stop()
+        self.door.close()
+
+    def _join(self, anchor: tuple[str, int]) -> None:
+        sock = socket.create_connection(anchor, timeout=self.settings.join)
+        try:
+            greet(sock, self.settings.secret, self.settings.join)
+            host = self.advertise or self.door.address[0]
+            if host in ("0.0.0.0", "::"):
+                host = sock.getsockname()[0]
+            channel = Channel(sock, ANCHOR, self.deadline)
+            channel.send(Frame("hello", self.card() | {"listen": [host, self.door.address[1]]}))
+            reply = next_frame(channel, self.settings.join)
+            if reply.kind == "refused":
+                raise _refusal(self.name, reply)
+            self.epoch = int(reply.fields["epoch"])
+            unreached = [
+                name
+                for name, (address, epoch) in reply.fields["peers"].items()
+                if not self._link(name, (str(address[0]), int(address[1])), int(epoch))
+            ]
+            channel.send(Frame("ready", {"unreached": unreached}))
+            if unreached:
+                raise _refusal(self.name, next_frame(channel, self.settings.join))
+        except (LinkError, OSError):
+            sock.close()
+            raise
+        self.channels = {ANCHOR: channel}
+
+    def card(self) -> dict[str, Any]:
+        """What this process says of itself."""
+        return {
+            "name": self.name,
+            "protocol": PROTOCOL,
+            "ensemble": self.identity,
+            "versions": versions(),
+            "tree": self.tree,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def _link(self, name: str, address: tuple[str, int], epoch: int) -> bool:
+        """Makes the link to another specialist's process; returns whether it came about."""
+        try:
+            sock = socket.create_connection(address, timeout=self.settings.join)
+            greet(sock, self.settings.secret, self.settings.join)
+            channel = Channel(sock, name, self.deadline)
+            channel.send(Frame("hello", self.card() | {"epoch": self.epoch}))
+            reply = next_frame(channel, self.settings.join)
+        except (OSError, LinkError) as error:
+            logger.warning("%s cannot reach %s at %s:%d: %s", self.name, name, *address, error)
+            return False
+        if reply.kind != "welcome":
+            logger.warning("%s refuses %s: %s", name, self.name, reply.fields.get("reason"))
+            return False
+        self.peers[name] = (epoch, channel)
+        return True
+
+    def _welcome(self, channel: Channel, hello: Frame) -> None:
+        """Another specialist's process makes its link to this one."""
+        wrong = disagreement(self.card(), hello.fields)
+        if wrong is not None:
+            raise LinkError(wrong)
+        channel.send(Frame("welcome"))
+        self.peers[str(hello.fields["name"])] = (int(hello.fields["epoch"]), channel)
+
+    def _leave(self) -> None:
+        """Frees everything that belonged to the anchor that is gone."""
+        for channel in [*self.channels.values(), *(channel for _, channel in self.peers.values())]:
+            channel.close()
+        self.channels, self.peers, self.inbox = {}, {}, {}
+        self.memories.clear()
+        self.graphs.clear()
+        self.todo.clear()
+        self.undo, self.running, self.given_up = None, -1, -1
+
+    # Serving.
+
+    def _serve(self) -> bool:
+        """Does what the anchor says until it says goodbye (True) or this process is stopped (False)."""
+        while not self.stopped.is_set():
+            while self.todo:
+                frame = self.todo.popleft()
+                if frame.kind == "bye":
+                    return True
+                self._do(frame)
+            self.pump(None)
+        return False
+
+    def _do(self, frame: Frame) -> None:
+        number = int(frame.fields.get("pass", -1))
+        if frame.kind == "pass":
+            self._pass(frame)
+        elif frame.kind == "abort":
+            self._undo(number)
+        elif frame.kind == "backward":
+            self._backward(number)
+        elif frame.kind == "free":
+            for cache in frame.fields["caches"]:
+                self.memories.pop(cache, None)
+        elif frame.kind == "weights":
+            self.weights.take(frame)
+        else:
+            logger.warning("%s got a frame of unknown kind %r", self.name, frame.kind)
+
+    def _pass(self, frame: Frame) -> None:
+        order = Order.read(frame, self.name)
+        self.running, self.num_passes = order.number, self.num_passes + 1
+        self.forget(order.number)
+        try:
+            self._choose_peers(order)
+            with entered(frame.fields["mode"], placement.input_device(self.model)):
+                contextvars.copy_context().run(self._run, order, frame)
+        except Aborted:
+            self._undo(order.number)
+        except _PeerLost as lost:
+            self._undo(order.number)
+            fields = {"pass": order.number, "peer": lost.peer, "reason": str(lost)}
+            self.send(ANCHOR, Frame("lost", fields))
+        except AnchorGone:
+            raise
+        except Exception as error:
+            self._undo(order.number)
+            logger.exception("%s failed in pass %d", self.name, order.number)
+            reason = f"{type(error).__name__}: {backbone.first_line(error)}"
+            self.send(ANCHOR, Frame("failed", {"pass": order.number, "reason": reason}))
+        finally:
+            self.running = -1
+
+    def _choose_peers(self, order: Order) -> None:
+        """Takes the links of the connections that this pass is run over."""
+        anchor = self.channels[ANCHOR]
+        self.channels = {ANCHOR: anchor}
+        for name, epoch in order.epochs.items():
+            known = self.peers.get(name)
+            if known is not None and known[0] == epoch:
+                self.channels[name] = known[1]
+
+    def _run(self, order: Order, frame: Frame) -> None:
+        memory = self._memory(order, frame)
+        exchange: Any = keep
+        edges = [edge for edge in order.edges if edge.target == self.name]
+        if edges:
+            exchange = EXCHANGE.get()(
+                edges, self.ensemble.bridge, order.strength, order.spans, memory
+            )
+        crossing = Crossing(
+            self,
+            order.number,
+            order.present,
+            order.edges,
+            order.num_sites,
+            exchange,
+            order.limit,
+            order.wire,
+        )
+        backbone.OWNER.set(self.ensemble.key)
+        backbone.ARRIVE.set(crossing.arrive if order.num_sites else None)
+        output = self._call(order, memory).of(self.model)
+        if order.num_sites:
+            crossing.check_ended()
+        shown = None
+        if order.output:
+            shown = crossing.show(OUTPUT, output.logits, [ANCHOR])
+        elif order.answers:
+            self.send(ANCHOR, Frame("done", {"pass": order.number}))
+        self._keep_graph(order.number, shown, crossing.last)
+
+    def _memory(self, order: Order, frame: Frame) -> CoupledCache:
+        """Returns the memory that a pass goes on from, brought to where the anchor's is; remembers the way back."""
+        number = frame.fields["cache"]
+        if number is None:
+            memory = CoupledCache({})
+        else:
+            if number not in self.memories:
+                memory = CoupledCache({self.name: self._new_cache(frame.fields["capacity"])})
+                self.memories[number] = memory
+            memory = self.memories[number]
+            before = memory.snapshot()
+            self.undo = (order.number, before)
+            for name, argument in frame.fields["operations"]:
+                self._operate(memory, name, argument)
+        memory.seen[ANCHOR] = order.past
+        for sites in memory.histories.values():
+            for site, states in sites.items():
+                sites[site] = states[:, : order.past]
+        return memory
+
+    def _new_cache(self, capacity: int | None) -> Any:
+        config = self.model.config.get_text_config(decoder=True)
+        if capacity is None:
+            return DynamicCache(config=config)
+        return StaticCache(config=config, max_cache_len=capacity)
+
+    def _operate(self, memory: CoupledCache, name: str, argument: Any) -> None:
+        """Does to the cache and to what sources showed what the anchor's process did to its own."""
+        cache = memory.caches[self.name]
+        if name == "renew":
+            memory.renew(self.name, self.model.config)
+        elif name == "crop":
+            cache.crop(argument)
+        elif name in ("select", "reorder"):
+            rows = torch.tensor(argument)
+            (cache.batch_select_indices if name == "select" else cache.reorder_cache)(rows)
+            memory.select_histories(rows)
+        elif name == "repeat":
+            cache.batch_repeat_interleave(argument)
+            if memory.histories:
+                num_rows = len(next(iter(next(iter(memory.histories.values())).values())))
+                memory.select_histories(torch.arange(num_rows).repeat_interleave(argument))
+        elif name == "reset":
+            cache.reset()
+            memory.histories.clear()
+        elif name == "activate_past_recording":
+            cache.activate_past_recording()
+        else:
+            raise LinkError(f"unknown operation {name!r} on a cache")
+
+    def _call(self, order: Order, memory: CoupledCache) -> Call:
+        device = placement.input_device(self.model)
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: moved(one) for key, one in value.items()}
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        arguments = {key: moved(value) for key, value in order.call.arguments.items()}
+        if arguments["use_cache"]:
+            arguments[backbone.cache_argument(self.model)] = memory.caches[self.name]
+        return Call(arguments, order.call.keep)
+
+    def _undo(self, number: int) -> None:
+        """Puts the memory back as it was before a pass, where that was the last one."""
+        self.given_up = max(self.given_up, number)
+        self.graphs.pop(number, None)
+        if self.undo is not None and self.undo[0] == number:
+            self.undo[1]()
+            self.undo = None
+
+    # Gradients.
+
+    def _keep_graph(self, number: int, output: Tensor | None, last: Tensor | None) -> None:
+        roots = [(one, one is output) for one in (output, last) if one is not None]
+        roots = [(one, waits) for one, waits in roots if one.requires_grad]
+        if roots:
+            self.graphs[number] = roots
+            while len(self.graphs) > GRAPHS:
+                self.graphs.popitem(last=False)
+
+    def _backward(self, number: int) -> None:
+        """Runs this process's part of a backward: what others owe for the last states comes over the links."""
+        roots = self.graphs.pop(number, [])
+        self.running = number
+        try:
+            if roots:
+                # Every gradient comes over a link and is added where the state was shown, so the roots start at zero.
+                outputs = [one for one, _ in roots]
+                torch.autograd.backward(outputs, [torch.zeros_like(one) for one in outputs])
+            self.send(ANCHOR, self.weights.gradients(number))
+        except (Aborted, _PeerLost, LinkError) as error:
+            logger.warning("%s gave up the backward of pass %d: %s", self.name, number, error)
+        finally:
+            self.running = -1
+
+    # What comes in.
+
+    def control(self, sender: str, frame: Frame) -> None:
+        """Files what the anchor says; gives the running pass up where it says so."""
+        if sender != ANCHOR:
+            logger.warning("%s got %r from %s", self.name, frame.kind, sender)
+            return
+        self.todo.append(frame)
+        if frame.kind == "abort" and int(frame.fields["pass"]) == self.running:
+            raise Aborted
+
+    def broke(self, name: str, error: LinkError) -> None:
+        """Without the anchor everything ends; without another specialist, the pass that needs it."""
+        if name == ANCHOR:
+            raise AnchorGone(str(error)) from error
+        self.channels.pop(name, None)
+        if self.running >= 0:
+            raise _PeerLost(name, str(error)) from error
+
+    def late(self, key: Key, limit: float) -> NoReturn:
+        """Says who did not come."""
+        if key[0] == ANCHOR:
+            raise AnchorGone(f"it sent nothing for {limit:g} s in the middle of a pass")
+        raise _PeerLost(key[0], f"it sent nothing for {limit:g} s")
+
+    def half_way(self, key: Key) -> None:
+        """Lets the anchor know for whom this process waits, so that it does not take this one for the culprit."""
+        if key[0] != ANCHOR and self.running >= 0:
+            self.send(ANCHOR, Frame("waiting", {"pass": self.running, "on": key[0]}))
+
+    def watch(self, poll: Any) -> None:
+        """Also wakes when another process has come in, or when this one is stopped."""
+        poll.register(self.door.bell, select.POLLIN)
+
+    def woken(self, descriptor: int) -> None:
+        """Somebody has come in."""
+        self.door.heard()
+
+    # What the ensemble asks of where the other models run; a node never runs a whole pass itself.
+
+    def lens(self, name: str) -> Callable[[Tensor], Tensor]:
+        """Returns what asks for a model's logits behind states of its own, (N, D) -> (N, V)."""
+        return lambda states_ND: self.ask(name, states_ND)
+
+    def takes_branches(self, name: str) -> bool:
+        """Only the anchor's process aligns tokens."""
+        raise NotImplementedError
+
+    def catch_up(self, name: str, past: int, call: Call) -> None:
+        """Only the anchor's process runs passes."""
+        raise NotImplementedError
+
+    def run(self, make: Any, memory: CoupledCache) -> Any:
+        """Only the anchor's process runs passes."""
+        raise RCError("a specialist's process runs its part of a pass when the anchor says so")
+
+
+def _refusal(name: str, reply: Frame) -> LinkError:
+    kind = NotYet if reply.fields.get("again") else LinkError
+    return kind(f"the anchor's process refuses {name!r}: {reply.fields.get('reason')}")
+
+
+class _PeerLost(Exception):
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(reason)
+        self.peer = peer
+
