@@ -81,7 +81,8 @@ class CoupledCache(Cache):
         caches = {ANCHOR: anchor}
         for name, config in configs.items():
             if name in remote:
-                caches[name] = RemoteCache(_capacity(cache, capacity))
+                own = name in growing
+                caches[name] = RemoteCache(None if own else _capacity(cache, capacity), plain=own)
             elif name != ANCHOR:
                 # Models with their own tokenizer bring their own masks, or take another cache when they first run.
                 caches[name] = DynamicCache() if name in growing else _like(cache, config, capacity)
@@ -271,6 +272,7 @@ class RemoteCache(Cache):
 
     Args:
         capacity: tokens of a static cache; None for one that grows.
+        plain: whether every layer keeps all tokens, whatever the model's config says.
 
     Attributes:
         id: what the other process knows it by.
@@ -279,9 +281,9 @@ class RemoteCache(Cache):
 
     numbers = itertools.count()
 
-    def __init__(self, capacity: int | None = None) -> None:
+    def __init__(self, capacity: int | None = None, *, plain: bool = False) -> None:
         super().__init__(layers=[])
-        self.capacity = capacity
+        self.capacity, self.plain = capacity, plain
         self.id = next(self.numbers)
         self.pending: list[list[Any]] = []
 
@@ -355,7 +357,8 @@ def _held(layer: Any) -> dict[str, Any]:
         return dict(vars(layer))
     shared = ("keys", "values") if type(layer) is StaticLayer else ()
     return {
-        name: value if name in shared else copy.deepcopy(value) for name, value in vars(layer).items()
+        name: value if name in shared else copy.deepcopy(value)
+        for name, value in vars(layer).items()
     }
 
 

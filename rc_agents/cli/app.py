@@ -20,6 +20,7 @@ from .doctor import doctor
 from .eval import evaluate
 from .generate import generate
 from .info import info
+from .node import node
 from .serve import serve
 from .solve import solve
 from .specialize import specialize
@@ -48,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, doctor, info, generate, chat, serve, specialize, solve, train):
+for command in (demo, doctor, info, generate, chat, serve, node, specialize, solve, train):
     app.command()(command)
 app.command(name="eval")(evaluate)
 app.add_typer(bench, name="bench")

@@ -50,10 +50,14 @@ class Crossing:
     def __post_init__(self) -> None:
         me = self.rank.name
         self.sources = list(
-            dict.fromkeys(e.source for e in self.edges if e.target == me and e.source in self.present)
+            dict.fromkeys(
+                e.source for e in self.edges if e.target == me and e.source in self.present
+            )
         )
         self.targets = list(
-            dict.fromkeys(e.target for e in self.edges if e.source == me and e.target in self.present)
+            dict.fromkeys(
+                e.target for e in self.edges if e.source == me and e.target in self.present
+            )
         )
         self.reached = 0
         self.last: Tensor | None = None
@@ -102,9 +106,53 @@ class Crossing:
             raise LinkError(f"{source!r} sent a state of shape {tuple(state.shape)} at site {site}")
         if not (frame.fields["grad"] and torch.is_grad_enabled()):
             return state
+        if site == OUTPUT:
+            return state.requires_grad_()  # `ended` sends its gradient back
         leaf = torch.zeros((), requires_grad=True)
         heard: Tensor = _Heard.apply(leaf, state, self, site, source)
         return heard
+
+    def ended(self, own: Tensor, heard: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Ties the anchor's logits to those that others sent, so that each of these gets its gradient, or word of none.
+
+        Args:
+            own: the anchor's logits.
+            heard: by name.
+
+        Returns:
+            The same.
+        """
+        tied = [name for name, logits in heard.items() if logits.requires_grad]
+        if not (torch.is_grad_enabled() and (tied or own.requires_grad)):
+            return own, dict(heard)
+        logits = [own, *(heard[name] for name in tied)]
+        first, *rest = _Ends.apply(self, tied, *logits)
+        return first, {**heard, **dict(zip(tied, rest, strict=True))}
+
+    def owe(self, source: str, site: int, grad: Tensor | None) -> None:
+        """Sends a state's gradient back, None for none."""
+        fields = {"pass": self.number, "site": site}
+        self.rank.send(source, Frame("grad", fields, {} if grad is None else {"grad": grad}))
+
+
+class _Ends(torch.autograd.Function):
+    """The identity on all logits of a pass; going back, none is left out, whatever the loss is made of."""
+
+    @staticmethod
+    def forward(ctx: Any, crossing: Crossing, names: Sequence[str], *logits: Tensor) -> Any:
+        ctx.crossing, ctx.names = crossing, names
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits[0])
+        return tuple(one.view_as(one) for one in logits)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        crossing = ctx.crossing
+        crossing.rank.backward_begins(crossing.number, crossing.present)
+        for name, grad in zip(ctx.names, grads[1:], strict=True):
+            crossing.owe(name, OUTPUT, grad)
+        own = torch.zeros_like(ctx.saved_tensors[0]) if grads[0] is None else grads[0]
+        return None, None, own, *(None for _ in ctx.names)
 
 
 class _Shown(torch.autograd.Function):
@@ -123,7 +171,8 @@ class _Shown(torch.autograd.Function):
         crossing.rank.backward_begins(crossing.number, crossing.present)
         for target in ctx.targets:
             key = (target, "grad", crossing.number, ctx.site)
-            total = total + crossing.rank.wait(key, crossing.limit).tensors["grad"].to(total)
+            owed = crossing.rank.wait(key, crossing.limit).tensors.get("grad")
+            total = total if owed is None else total + owed.to(total)
         return total, None, None, None
 
 
@@ -141,6 +190,5 @@ class _Heard(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, None, None]:
         crossing = ctx.crossing
         crossing.rank.backward_begins(crossing.number, crossing.present)
-        fields = {"pass": crossing.number, "site": ctx.site}
-        crossing.rank.send(ctx.source, Frame("grad", fields, {"grad": grads[0]}))
+        crossing.owe(ctx.source, ctx.site, grads[0])
         return None, None, None, None, None

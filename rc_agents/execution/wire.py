@@ -71,7 +71,9 @@ class Frame:
 
     def parts(self) -> list[bytes | memoryview]:
         """Returns the bytes to send, the tensors' own memory among them."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        tensors = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()
+        }
         listed = [[name, _name_of(one), list(one.shape)] for name, one in tensors.items()]
         header = json.dumps({"kind": self.kind, "tensors": listed, **self.fields}).encode()
         views = [_bytes_of(one) for one in tensors.values() if one.numel()]
@@ -90,21 +92,30 @@ class Frame:
                 tensors[name] = _tensor_of(body[start : start + size], DTYPES[dtype], shape)
                 start += size
         except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-            raise LinkError(f"a frame came that is none: {type(error).__name__}: {error}") from error
+            raise LinkError(
+                f"a frame came that is none: {type(error).__name__}: {error}"
+            ) from error
         if start != len(body):
-            raise LinkError(f"a frame came with {len(body)} bytes of tensors, its header names {start}")
+            raise LinkError(
+                f"a frame came with {len(body)} bytes of tensors, its header names {start}"
+            )
         return cls(kind, fields, tensors)
 
 
 def _name_of(tensor: Tensor) -> str:
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise LinkError(f"tensors of {name} do not cross between processes; {nearest(name, DTYPES)}")
+        raise LinkError(
+            f"tensors of {name} do not cross between processes; {nearest(name, DTYPES)}"
+        )
     return name
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    flat = tensor.reshape(-1)
+    if flat.stride(0) != 1:  # one element counts as contiguous whatever its stride
+        flat = flat.new_empty(flat.shape).copy_(flat)
+    return memoryview(flat.view(torch.uint8).numpy())
 
 
 def _tensor_of(data: bytearray, dtype: torch.dtype, shape: list[int]) -> Tensor:

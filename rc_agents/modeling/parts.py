@@ -66,7 +66,9 @@ class EnsembleParts(PreTrainedModel):
         self.key = next(_KEYS)
         self.elsewhere = elsewhere
         for name, member in self.members.items():
-            if not member.remote:  # what has no weights here is no part that moves, trains or is saved
+            if (
+                not member.remote
+            ):  # what has no weights here is no part that moves, trains or is saved
                 setattr(self, f"lm_{name}", member.model)
         self.bridges = nn.ModuleDict()
         self.routers = nn.ModuleList()

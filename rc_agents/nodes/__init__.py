@@ -5,6 +5,16 @@ The anchor's process offers the usual `CoupledForCausalLM` (`connect`); each spe
 """
 
 from .connect import connect, launched
+from .hub import Event
 from .node import Node
+from .settings import NodeSettings, address_of, read_secret
 
-__all__ = ["Node", "connect", "launched"]
+__all__ = [
+    "Event",
+    "Node",
+    "NodeSettings",
+    "address_of",
+    "connect",
+    "launched",
+    "read_secret",
+]

@@ -85,14 +85,14 @@ def launched(
     settings = settings or NodeSettings()
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     timeout = datetime.timedelta(seconds=settings.join)
-    store = TCPStore(master, port, is_master=rank == 0 and not agent, timeout=timeout, wait_for_workers=False)
+    store = TCPStore(
+        master, port, is_master=rank == 0 and not agent, timeout=timeout, wait_for_workers=False
+    )
     key = f"rc_agents/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/anchor"
     if rank == 0:
         wait = arguments.pop("wait", 120.0)
         place = host or ("127.0.0.1" if master in ("localhost", "127.0.0.1") else "0.0.0.0")
-        model = connect(
-            path, listen=f"{place}:0", settings=settings, wait=None, **arguments
-        )
+        model = connect(path, listen=f"{place}:0", settings=settings, wait=None, **arguments)
         hub: Any = model.elsewhere
         if size != len(hub.copies) + 1:
             raise ConfigError(
@@ -111,7 +111,9 @@ def launched(
     if rank >= len(names):
         raise ConfigError(f"rank {rank} has no model to run; the ensemble's are {', '.join(names)}")
     place = host or ("127.0.0.1" if master in ("localhost", "127.0.0.1") else "0.0.0.0")
-    node = Node(path, names[rank], settings=settings, listen=(place, 0), advertise=host, **arguments)
+    node = Node(
+        path, names[rank], settings=settings, listen=(place, 0), advertise=host, **arguments
+    )
     try:
         node.serve(address_of(store.get(key).decode()), once=True)
     finally:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from .. import backbone, checkpoint
 from ..cache import CoupledCache, RemoteCache
@@ -47,6 +48,7 @@ class Event:
         what: "joined" or "lost".
         reason: why it was lost.
         seconds: how long the anchor had waited when it noticed.
+        position: the anchor's columns that the text at hand had when it was lost; the next is without it.
         at: when, in seconds of `time.time()`.
     """
 
@@ -54,6 +56,7 @@ class Event:
     what: str
     reason: str = ""
     seconds: float = 0.0
+    position: int | None = None
     at: float = field(default_factory=time.time)
 
 
@@ -108,6 +111,7 @@ class Hub(Rank):
         self._freed: dict[str, list[int]] = {}
         self._known: weakref.WeakSet[RemoteCache] = weakref.WeakSet()
         self._closed = False
+        self._waited = 0.0
         model: CoupledForCausalLM = checkpoint.load(
             CoupledForCausalLM, path, local=ANCHOR, elsewhere=self, **options
         )
@@ -157,7 +161,9 @@ class Hub(Rank):
         """A specialist's process comes in (in a thread of its own)."""
         name = str(hello.fields.get("name"))
         if name not in self.copies:
-            raise LinkError(f"this ensemble has no specialist {name!r}; it has {', '.join(self.copies)}")
+            raise LinkError(
+                f"this ensemble has no specialist {name!r}; it has {', '.join(self.copies)}"
+            )
         wrong = disagreement(self._card(), hello.fields)
         if wrong is not None:
             raise LinkError(wrong)
@@ -223,7 +229,7 @@ class Hub(Rank):
         with self._joining:
             for name in list(self._links):
                 if not self._links[name][1].open or _is_dead(self._links[name][1]):
-                    self._unlink(name, "its process is gone")
+                    self._unlink(name, "its process is gone", memory.length)
             links = dict(self._links)
         self.channels = {name: channel for name, (_, channel) in links.items()}
         for name in self.copies:
@@ -241,9 +247,7 @@ class Hub(Rank):
 
         return run
 
-    def _run(
-        self, step: CoupledPass, streams: Sequence[Stream], num_sites: int
-    ) -> dict[str, Any]:
+    def _run(self, step: CoupledPass, streams: Sequence[Stream], num_sites: int) -> dict[str, Any]:
         """Tells everybody their part, runs the anchor, and gathers the logits that are wanted."""
         present = [stream.name for stream in streams]
         limit = self.limit(step.input_ids.numel())
@@ -257,6 +261,7 @@ class Hub(Rank):
             order = Order(
                 number=number,
                 call=_call(stream),
+                cache=_remote(step.memory.caches.get(stream.name)),
                 past=step.past,
                 num_sites=num_sites,
                 present=present,
@@ -273,18 +278,28 @@ class Hub(Rank):
             if order.output or order.answers:
                 pending.append((stream.name, "state" if order.output else "done"))
         crossing = Crossing(
-            self, number, present, step.edges, num_sites, step.exchange(ANCHOR), limit, self.settings.wire
+            self,
+            number,
+            present,
+            step.edges,
+            num_sites,
+            step.exchange(ANCHOR),
+            limit,
+            self.settings.wire,
         )
         outputs: dict[str, Any] = dict.fromkeys(present)
         for stream in streams:
             if stream.name == ANCHOR:
                 outputs[ANCHOR] = self._run_anchor(stream, crossing)
+        heard = {}
         for name, kind in pending:
             if kind == "state":
-                outputs[name] = SimpleNamespace(logits=crossing.hear(name, OUTPUT))
+                heard[name] = crossing.hear(name, OUTPUT)
             else:
                 self.wait((name, "done", number, 0), limit)
         self._number = -1
+        outputs[ANCHOR].logits, heard = crossing.ended(outputs[ANCHOR].logits, heard)
+        outputs |= {name: SimpleNamespace(logits=logits) for name, logits in heard.items()}
         return outputs
 
     def _run_anchor(self, stream: Stream, crossing: Crossing) -> Any:
@@ -308,7 +323,7 @@ class Hub(Rank):
 
     def _tell(self, name: str, order: Order) -> None:
         """Sends a model its part of a pass, after what it has to know before."""
-        cache = next((v for v in order.call.arguments.values() if isinstance(v, RemoteCache)), None)
+        cache = order.cache
         if cache is not None and cache not in self._known:
             self._known.add(cache)
             weakref.finalize(cache, self._freed.setdefault(name, []).append, cache.id)
@@ -328,6 +343,7 @@ class Hub(Rank):
         order = Order(
             number=number,
             call=call,
+            cache=next((v for v in call.arguments.values() if isinstance(v, RemoteCache)), None),
             past=past,
             num_sites=0,
             present=[name],
@@ -361,18 +377,17 @@ class Hub(Rank):
     def _drop(self, memory: CoupledCache, lost: Lost) -> None:
         memory.lost[lost.name] = lost.reason
         with self._joining:
-            self._unlink(lost.name, lost.reason)
+            self._unlink(lost.name, lost.reason, memory.length)
         self.channels.pop(lost.name, None)
 
-    def _unlink(self, name: str, reason: str) -> None:
+    def _unlink(self, name: str, reason: str, position: int | None = None) -> None:
         """Takes a specialist off the list, and says so."""
         link = self._links.pop(name, None)
         self._addresses.pop(name, None)
         if link is None:
             return
         link[1].close()
-        waited = getattr(self, "_waited", 0.0)
-        self.events.append(Event(name, "lost", reason, waited))
+        self.events.append(Event(name, "lost", reason, self._waited, position))
         self._waited = 0.0
         message = f"specialist {name!r} is lost ({reason}); the answer goes on without it"
         logger.warning("%s", message)
@@ -475,6 +490,10 @@ def _call(stream: Stream) -> Call:
     return stream.call
 
 
+def _remote(cache: Cache | None) -> RemoteCache | None:
+    return cache if isinstance(cache, RemoteCache) else None
+
+
 def _is_nothing(call: Call | None) -> bool:
     """Whether no position's logits are wanted."""
     return call is not None and isinstance(call.keep, Tensor) and not call.keep.numel()
@@ -484,4 +503,6 @@ def _is_dead(channel: Channel) -> bool:
     """Whether the other end has closed the link, as far as the kernel knows."""
     poll = select.poll()
     poll.register(channel, select.POLLIN | select.POLLRDHUP)
-    return any(event & (select.POLLHUP | select.POLLERR | select.POLLRDHUP) for _, event in poll.poll(0))
+    return any(
+        event & (select.POLLHUP | select.POLLERR | select.POLLRDHUP) for _, event in poll.poll(0)
+    )

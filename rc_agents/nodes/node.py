@@ -81,7 +81,9 @@ class Node(Rank):
         )
         if name == ANCHOR or name not in self.ensemble.names:
             known = nearest(name, self.ensemble.specialists)
-            raise ConfigError(f"a node runs one of the ensemble's specialists, got {name!r}; {known}")
+            raise ConfigError(
+                f"a node runs one of the ensemble's specialists, got {name!r}; {known}"
+            )
         self.model = self.ensemble.models[name]
         if name in told(self.ensemble):
             self.says = backbone.Lens(self.model)
@@ -319,7 +321,7 @@ class Node(Rank):
             memory = CoupledCache({})
         else:
             if number not in self.memories:
-                memory = CoupledCache({self.name: self._new_cache(frame.fields["capacity"])})
+                memory = CoupledCache({self.name: self._new_cache(frame.fields)})
                 self.memories[number] = memory
             memory = self.memories[number]
             before = memory.snapshot()
@@ -332,11 +334,13 @@ class Node(Rank):
                 sites[site] = states[:, : order.past]
         return memory
 
-    def _new_cache(self, capacity: int | None) -> Any:
+    def _new_cache(self, fields: dict[str, Any]) -> Any:
         config = self.model.config.get_text_config(decoder=True)
-        if capacity is None:
+        if fields["plain"]:
+            return DynamicCache()
+        if fields["capacity"] is None:
             return DynamicCache(config=config)
-        return StaticCache(config=config, max_cache_len=capacity)
+        return StaticCache(config=config, max_cache_len=fields["capacity"])
 
     def _operate(self, memory: CoupledCache, name: str, argument: Any) -> None:
         """Does to the cache and to what sources showed what the anchor's process did to its own."""
@@ -474,4 +478,3 @@ class _PeerLost(Exception):
     def __init__(self, peer: str, reason: str) -> None:
         super().__init__(reason)
         self.peer = peer
-

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import cache_argument
 from ..cache import RemoteCache
 from ..execution.protocol import Call
 from ..execution.span import SpanPlan
@@ -26,7 +25,8 @@ class Order:
 
     Args:
         number: of the pass, rising.
-        call: what the model's forward is called with; its cache stands for itself.
+        call: what the model's forward is called with.
+        cache: what stands for its memory of the text; None where nothing is remembered.
         past: the anchor's columns before this pass.
         num_sites: how often the models meet; 0 where the model runs uncoupled.
         present: the models that run.
@@ -42,6 +42,7 @@ class Order:
 
     number: int
     call: Call
+    cache: RemoteCache | None
     past: int
     num_sites: int
     present: Sequence[str]
@@ -56,8 +57,7 @@ class Order:
 
     def frame(self, me: str) -> Frame:
         """Returns the frame that tells the model `me` of it; takes along what is pending for its cache."""
-        arguments = dict(self.call.arguments)
-        cache = next((arguments.pop(k) for k, v in list(arguments.items()) if _is_cache(v)), None)
+        arguments, cache = self.call.arguments, self.cache
         tensors: dict[str, Tensor] = {}
         for key in INPUTS:
             value = arguments.get(key)
@@ -83,6 +83,7 @@ class Order:
             "edges": [list(edge) for edge in edges],
             "cache": None if cache is None else cache.id,
             "capacity": None if cache is None else cache.capacity,
+            "plain": cache is not None and cache.plain,
             "operations": [] if cache is None else cache.taken(),
             "use_cache": bool(arguments.get("use_cache")),
             "keep": self.call.keep if isinstance(self.call.keep, int) else None,
@@ -96,7 +97,7 @@ class Order:
 
     @classmethod
     def read(cls, frame: Frame, me: str) -> Order:
-        """Makes the order out of its frame; the call's tensors are still on the CPU, its cache is not in it."""
+        """Makes the order out of its frame; the tensors are still on the CPU, the cache is not in it."""
         fields, tensors = frame.fields, frame.tensors
         arguments: dict[str, Any] = {"use_cache": fields["use_cache"]}
         for name, tensor in tensors.items():
@@ -112,6 +113,7 @@ class Order:
         return cls(
             number=fields["pass"],
             call=Call(arguments, tensors["keep"] if fields["keep"] is None else fields["keep"]),
+            cache=None,
             past=fields["past"],
             num_sites=fields["num_sites"],
             present=fields["present"],
@@ -126,13 +128,11 @@ class Order:
         )
 
 
-def _is_cache(value: Any) -> bool:
-    return isinstance(value, RemoteCache)
-
-
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     start = f"{prefix}."
-    return {name.removeprefix(start): one for name, one in tensors.items() if name.startswith(start)}
+    return {
+        name.removeprefix(start): one for name, one in tensors.items() if name.startswith(start)
+    }
 
 
 def mode() -> dict[str, Any]:
@@ -154,6 +154,3 @@ def entered(told: dict[str, Any], device: torch.device) -> ExitStack:
     if told["autocast"] is not None:
         stack.enter_context(torch.autocast(device.type, dtype=getattr(torch, told["autocast"])))
     return stack
-
-
-__all__ = ["INPUTS", "Order", "cache_argument", "entered", "mode"]

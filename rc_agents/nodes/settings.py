@@ -34,7 +34,9 @@ class NodeSettings:
     def __post_init__(self) -> None:
         for name in ("deadline", "join"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is a number of seconds above 0, got {getattr(self, name)!r}")
+                raise ConfigError(
+                    f"{name} is a number of seconds above 0, got {getattr(self, name)!r}"
+                )
         if not self.deadline_per_token >= 0:
             raise ConfigError(f"deadline_per_token is 0 or more, got {self.deadline_per_token!r}")
         check_wire(self.wire)

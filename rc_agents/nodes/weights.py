@@ -1,4 +1,4 @@
-"""Bridges into a specialist train where the trainer is, in the anchor's process; their values go out, gradients come in."""
+"""Bridges into a specialist train in the anchor's process, where the trainer is: values go out, gradients come in."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from torch import Tensor, nn
 
 from ..execution.wire import Frame
 from ..modeling import CoupledForCausalLM
-from ..topology import Edge
 
 
 def told(ensemble: CoupledForCausalLM) -> set[str]:
     """Returns the models whose predictions some bridge reads, and that are therefore asked for them."""
     config = ensemble.config
-    return {edge.source for edge in ensemble.edges if config.bridge_form(edge).reads == "prediction"}
+    return {
+        edge.source for edge in ensemble.edges if config.bridge_form(edge).reads == "prediction"
+    }
 
 
 def into(ensemble: CoupledForCausalLM, name: str) -> dict[str, nn.Parameter]:
     """Returns the parameters of the bridges into a model."""
     starts = tuple(f"bridges.{edge.key}." for edge in ensemble.edges if edge.target == name)
     return {
-        key: value for key, value in ensemble.named_parameters() if key.startswith(starts) and starts
+        key: value
+        for key, value in ensemble.named_parameters()
+        if key.startswith(starts) and starts
     }
 
 
