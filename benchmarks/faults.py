@@ -1,12 +1,12 @@
-"""What becomes of an answer when a specialist's process dies, hangs or is cut off: `python -m rc_agents.benchmarks.faults`.
+"""What becomes of an answer when a specialist's process dies, hangs or is cut off.
 
-Every trial generates greedily over an ensemble of processes on loopback, each link through a relay of ours, and strikes
-at a random block of a random pass of the anchor: in the prompt's pass or in a decoding one. The answer must have all its
-tokens, and be the one that a single process gives when that specialist is disabled from the same token on. Then the
-specialist comes back, and the next answer must be the whole ensemble's again.
+`python -m rc_agents.benchmarks.faults`. Every trial generates greedily over an ensemble of processes on loopback, each
+specialist behind a relay of ours, and strikes at a random block of a random pass of the anchor: in the prompt's pass or
+in a decoding one. The answer must have all its tokens, and be the one that a single process gives when that specialist
+is disabled from the same token on. Then the specialist comes back, and the next answer must be the whole ensemble's.
 
-Faults: kill (SIGKILL), stop (SIGSTOP), cut (its links swallow every byte), reset (its links are closed), and stall (its
-links hold bytes back for less than the deadline, as a network that loses packets does: nobody may be lost).
+Faults: kill (SIGKILL), stop (SIGSTOP), cut (its link swallows every byte), reset (its link is closed), and stall (its
+link holds bytes back for less than the deadline, as a network that loses packets does: nobody may be lost).
 """
 
 from __future__ import annotations

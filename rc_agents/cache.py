@@ -277,6 +277,7 @@ class RemoteCache(Cache):
     Attributes:
         id: what the other process knows it by.
         pending: [operation, argument] in order, not yet sent.
+        after: the last pass that the other process has run for it.
     """
 
     numbers = itertools.count()
@@ -286,6 +287,7 @@ class RemoteCache(Cache):
         self.capacity, self.plain = capacity, plain
         self.id = next(self.numbers)
         self.pending: list[list[Any]] = []
+        self.after: int | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RemoteCache:
         raise InputError(
@@ -334,10 +336,10 @@ def snapshot(cache: Cache) -> Callable[[], None]:
     later columns are written anew; recurrent and convolution states are copied.
     """
     if isinstance(cache, RemoteCache):
-        pending = list(cache.pending)
+        pending, after = list(cache.pending), cache.after
 
         def put_back() -> None:
-            cache.pending = list(pending)
+            cache.pending, cache.after = list(pending), after
 
         return put_back
     layers = [(layer, _held(layer)) for layer in cache.layers]

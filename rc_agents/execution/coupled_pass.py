@@ -177,7 +177,8 @@ class CoupledPass:
             stream = self._stream(name, self._arguments(name, missed, mask, places))
             try:
                 if self.ensemble.members[name].remote:
-                    assert self.ensemble.elsewhere is not None and stream.call is not None
+                    assert self.ensemble.elsewhere is not None
+                    assert stream.call is not None
                     self.ensemble.elsewhere.catch_up(name, start, stream.call)
                 else:
                     stream.run()

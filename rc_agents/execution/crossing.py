@@ -36,6 +36,7 @@ class Crossing:
         exchange: (site, states by name) -> updated states by name, of which this process asks for its own model's.
         limit: seconds that each wait may take.
         wire: how states cross, one of `wire.WIRES`.
+        deaf: the models that need not hear anybody at the last site.
     """
 
     rank: Rank
@@ -46,6 +47,7 @@ class Crossing:
     exchange: Callable[[int, dict[str, Tensor]], Mapping[str, Tensor]]
     limit: float
     wire: str = "exact"
+    deaf: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         me = self.rank.name
@@ -66,7 +68,12 @@ class Crossing:
         """What the local model's taps call: its state at a site, (B, T, D), for the one it goes on with."""
         check_order(self.rank.name, site, self.reached)
         self.reached += 1
-        states = {self.rank.name: self.show(site, hidden)}
+        last = site == self.num_sites - 1
+        hearing = [name for name in self.targets if not (last and name in self.deaf)]
+        states = {self.rank.name: self.show(site, hidden, hearing)}
+        if last and self.rank.name in self.deaf:
+            self.last = states[self.rank.name]
+            return self.last
         for source in self.sources:
             states[source] = self.hear(source, site)
         self.last = self.exchange(site, states)[self.rank.name]

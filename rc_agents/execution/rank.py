@@ -77,8 +77,10 @@ class Rank:
                 poll.register(channel, select.POLLIN)
                 senders[channel.fileno()] = (name, channel)
         self.watch(poll)
-        ready = poll.poll(None if seconds is None else max(0.0, seconds) * 1000)
-        for descriptor, _ in ready:
+        left = [one for one, (_, channel) in senders.items() if channel.ready]
+        timeout = 0.0 if left else None if seconds is None else max(0.0, seconds) * 1000
+        ready = dict.fromkeys([*left, *(descriptor for descriptor, _ in poll.poll(timeout))])
+        for descriptor in ready:
             if descriptor not in senders:
                 self.woken(descriptor)
                 continue

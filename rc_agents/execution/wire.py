@@ -235,6 +235,11 @@ class Channel:
             self.sock.shutdown(socket.SHUT_RDWR)
         return LinkError(f"the link to {self.name!r} broke: {self._broken}")
 
+    @property
+    def ready(self) -> bool:
+        """Whether a part of a frame lies here unread, left behind by whoever stopped reading `frames`."""
+        return len(self._got) >= self._want
+
     def frames(self) -> Iterator[Frame]:
         """Yields the frames that are there, without waiting for more.
 

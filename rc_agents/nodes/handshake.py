@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 
-from ..execution.wire import Channel, Frame, LinkError
+from ..execution.wire import Channel, Frame, LinkError, NotYet
 
 PROTOCOL = 1
 HELLO = b"rc_agents node 1\n"
@@ -68,9 +68,9 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
         try:
             part = sock.recv(count - len(data))
         except OSError as error:
-            raise LinkError(f"the handshake failed: {error}") from error
+            raise NotYet(f"the handshake failed: {error}") from error
         if not part:
-            raise LinkError("the handshake failed: the other end closed the link (another secret?)")
+            raise NotYet("the handshake failed: the other end closed the link (another secret?)")
         data += part
     return data
 
@@ -91,7 +91,10 @@ def disagreement(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None:
         mine, theirs: `protocol`, `ensemble` (its identity) and `versions`.
     """
     if theirs.get("protocol") != mine["protocol"]:
-        return f"it speaks protocol {theirs.get('protocol')}, this process {mine['protocol']}; install the same rc-agents"
+        return (
+            f"it speaks protocol {theirs.get('protocol')}, this process {mine['protocol']}; "
+            "install the same rc-agents"
+        )
     if theirs.get("ensemble") != mine["ensemble"]:
         return (
             f"it has another ensemble ({str(theirs.get('ensemble'))[:12]}..., here {mine['ensemble'][:12]}...): "
@@ -112,4 +115,4 @@ def next_frame(channel: Channel, seconds: float) -> Frame:
             return frame
         left = end - time.monotonic()
         if left <= 0 or not select.select([channel], [], [], left)[0]:
-            raise LinkError(f"{channel.name!r} did not answer within {seconds:g} s")
+            raise NotYet(f"{channel.name!r} did not answer within {seconds:g} s")

@@ -256,6 +256,7 @@ class Hub(Rank):
         reads = told(self.model)
         remote = [stream for stream in streams if stream.name != ANCHOR]
         pending = []
+        deaf = [stream.name for stream in remote if self._is_deaf(stream)]
         for stream in remote:
             wanted = not _is_nothing(stream.call)
             order = Order(
@@ -273,6 +274,7 @@ class Hub(Rank):
                 answers=ANCHOR in reads and (ANCHOR, stream.name) in edges,
                 limit=0.9 * limit,  # so that it names its culprit before this process names it
                 wire=self.settings.wire,
+                deaf=deaf,
             )
             self._tell(stream.name, order)
             if order.output or order.answers:
@@ -286,6 +288,7 @@ class Hub(Rank):
             step.exchange(ANCHOR),
             limit,
             self.settings.wire,
+            deaf,
         )
         outputs: dict[str, Any] = dict.fromkeys(present)
         for stream in streams:
@@ -301,6 +304,18 @@ class Hub(Rank):
         outputs[ANCHOR].logits, heard = crossing.ended(outputs[ANCHOR].logits, heard)
         outputs |= {name: SimpleNamespace(logits=logits) for name, logits in heard.items()}
         return outputs
+
+    def _is_deaf(self, stream: Stream) -> bool:
+        """Whether what a model hears at the last site reaches nothing: it lies behind its last block.
+
+        Its logits are not wanted, and its cache was written before.
+        """
+        if not _is_nothing(stream.call) or not self.model.sites:
+            return False
+        if self.model.config.span_names:
+            return False  # what was heard is read again with later tokens
+        layer = self.model.sites[-1][self.model.names.index(stream.name)]
+        return layer == backbone.num_blocks(self.model.models[stream.name])
 
     def _run_anchor(self, stream: Stream, crossing: Crossing) -> Any:
         token = backbone.ARRIVE.set(crossing.arrive)
@@ -336,6 +351,8 @@ class Hub(Rank):
             if news is not None:
                 self.send(name, news)
         self.send(name, order.frame(name))
+        if cache is not None:
+            cache.after = order.number
 
     def catch_up(self, name: str, past: int, call: Call) -> None:
         """Shows one model tokens that it missed, uncoupled; the next frame finds it ready."""

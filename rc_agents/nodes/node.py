@@ -1,4 +1,4 @@
-"""A specialist's process: loads its model and the bridges into it, joins the anchor, and runs its part of every pass."""
+"""A specialist's process: loads its model and the bridges into it, joins the anchor, runs its part of every pass."""
 
 from __future__ import annotations
 
@@ -93,6 +93,7 @@ class Node(Rank):
         self.peers: dict[str, tuple[int, Channel]] = {}
         self.epoch = 0
         self.memories: dict[int, CoupledCache] = {}
+        self.done: dict[int, int | None] = {}  # the last pass that each memory holds
         self.todo: deque[Frame] = deque()
         self.running = self.given_up = -1
         self.undo: tuple[int, Callable[[], None]] | None = None
@@ -209,8 +210,8 @@ class Node(Rank):
         wrong = disagreement(self.card(), hello.fields)
         if wrong is not None:
             raise LinkError(wrong)
-        channel.send(Frame("welcome"))
         self.peers[str(hello.fields["name"])] = (int(hello.fields["epoch"]), channel)
+        channel.send(Frame("welcome"))  # last, as a pass over this link may begin at once
 
     def _leave(self) -> None:
         """Frees everything that belonged to the anchor that is gone."""
@@ -218,6 +219,7 @@ class Node(Rank):
             channel.close()
         self.channels, self.peers, self.inbox = {}, {}, {}
         self.memories.clear()
+        self.done.clear()
         self.graphs.clear()
         self.todo.clear()
         self.undo, self.running, self.given_up = None, -1, -1
@@ -246,6 +248,7 @@ class Node(Rank):
         elif frame.kind == "free":
             for cache in frame.fields["caches"]:
                 self.memories.pop(cache, None)
+                self.done.pop(cache, None)
         elif frame.kind == "weights":
             self.weights.take(frame)
         else:
@@ -301,6 +304,7 @@ class Node(Rank):
             exchange,
             order.limit,
             order.wire,
+            order.deaf,
         )
         backbone.OWNER.set(self.ensemble.key)
         backbone.ARRIVE.set(crossing.arrive if order.num_sites else None)
@@ -313,6 +317,8 @@ class Node(Rank):
         elif order.answers:
             self.send(ANCHOR, Frame("done", {"pass": order.number}))
         self._keep_graph(order.number, shown, crossing.last)
+        if frame.fields["cache"] is not None:
+            self.done[frame.fields["cache"]] = order.number
 
     def _memory(self, order: Order, frame: Frame) -> CoupledCache:
         """Returns the memory that a pass goes on from, brought to where the anchor's is; remembers the way back."""
@@ -324,8 +330,14 @@ class Node(Rank):
                 memory = CoupledCache({self.name: self._new_cache(frame.fields)})
                 self.memories[number] = memory
             memory = self.memories[number]
-            before = memory.snapshot()
-            self.undo = (order.number, before)
+            self._check_memory(number, order.after)
+            before, after = memory.snapshot(), self.done.get(number)
+
+            def undo() -> None:
+                before()
+                self.done[number] = after
+
+            self.undo = (order.number, undo)
             for name, argument in frame.fields["operations"]:
                 self._operate(memory, name, argument)
         memory.seen[ANCHOR] = order.past
@@ -333,6 +345,16 @@ class Node(Rank):
             for site, states in sites.items():
                 sites[site] = states[:, : order.past]
         return memory
+
+    def _check_memory(self, cache: int, after: int | None) -> None:
+        """Raises `LinkError` where a memory is not what the anchor's process takes it for.
+
+        A pass may fail here after the anchor's process has got from it all that it needed.
+        """
+        if self.done.get(cache) != after:
+            raise LinkError(
+                f"its memory of this text ends with pass {self.done.get(cache)}, the anchor's with {after}"
+            )
 
     def _new_cache(self, fields: dict[str, Any]) -> Any:
         config = self.model.config.get_text_config(decoder=True)

@@ -27,6 +27,7 @@ class Order:
         number: of the pass, rising.
         call: what the model's forward is called with.
         cache: what stands for its memory of the text; None where nothing is remembered.
+        after: the last pass that this memory holds.
         past: the anchor's columns before this pass.
         num_sites: how often the models meet; 0 where the model runs uncoupled.
         present: the models that run.
@@ -38,6 +39,7 @@ class Order:
         answers: whether the anchor waits until the model is done.
         limit: seconds that each wait may take.
         wire: how states cross.
+        deaf: the models that need not hear anybody at the last site.
     """
 
     number: int
@@ -52,8 +54,10 @@ class Order:
     spans: SpanPlan = field(default_factory=SpanPlan)
     output: bool = False
     answers: bool = False
+    after: int | None = None
     limit: float = 60.0
     wire: str = "exact"
+    deaf: Sequence[str] = ()
 
     def frame(self, me: str) -> Frame:
         """Returns the frame that tells the model `me` of it; takes along what is pending for its cache."""
@@ -91,6 +95,8 @@ class Order:
             "answers": self.answers,
             "limit": self.limit,
             "wire": self.wire,
+            "deaf": list(self.deaf),
+            "after": None if cache is None else cache.after,
             "mode": mode(),
         }
         return Frame("pass", fields, tensors)
@@ -125,6 +131,8 @@ class Order:
             answers=fields["answers"],
             limit=fields["limit"],
             wire=fields["wire"],
+            deaf=fields["deaf"],
+            after=fields["after"],
         )
 
 
