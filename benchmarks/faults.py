@@ -92,6 +92,7 @@ class Relay:
         for sock in (source, sink):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
     def reset(self) -> None:
         """Closes every connection."""

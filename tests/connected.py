@@ -1,19 +1,13 @@
-"""Ensembles whose specialists run elsewhere: in threads of the tests' process, or in processes of their own."""
+"""Ensembles whose specialists run elsewhere: in threads of the tests' process."""
 
-import multiprocessing
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from rc_agents import CoupledForCausalLM
 from rc_agents.nodes import Node, NodeSettings, connect
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.connected", "transformers.models.auto.modeling_auto"])
 
 
 @contextmanager
@@ -21,6 +15,15 @@ def connected(
     one: CoupledForCausalLM, settings: NodeSettings | None = None, **options: Any
 ) -> Iterator[CoupledForCausalLM]:
     """The same ensemble, with every specialist behind a link of its own, in a thread."""
+    with linked(one, settings, **options) as (model, _):
+        yield model
+
+
+@contextmanager
+def linked(
+    one: CoupledForCausalLM, settings: NodeSettings | None = None, **options: Any
+) -> Iterator[tuple[CoupledForCausalLM, dict[str, Node]]]:
+    """The same as `connected`, and the specialists' sides by name."""
     settings = settings or NodeSettings(deadline=20.0)
     with tempfile.TemporaryDirectory() as folder:
         one.save_pretrained(folder, include_bases=True)
@@ -35,24 +38,10 @@ def connected(
             for thread in threads:
                 thread.start()
             hub.wait_for(one.specialists, 20.0)
-            yield model
+            yield model, dict(zip(one.specialists, nodes, strict=True))
         finally:
             hub.close()
             for node, thread in zip(nodes, threads, strict=True):
                 node.close()
                 thread.join(20.0)
             assert not any(thread.is_alive() for thread in threads)
-
-
-def run_node(folder: str, name: str, anchor: tuple[str, int], settings: NodeSettings) -> None:
-    """The body of a specialist's process."""
-    torch.set_num_threads(1)
-    node = Node(folder, name, settings=settings)
-    node.serve(anchor, once=True)
-
-
-def start_node(folder: str, name: str, anchor: tuple[str, int], settings: NodeSettings) -> Any:
-    """Starts a specialist's process."""
-    process = PROCESSES.Process(target=run_node, args=(folder, name, anchor, settings), daemon=True)
-    process.start()
-    return process
