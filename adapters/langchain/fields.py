@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
+import torch
+from langchain_core.runnables.config import run_in_executor
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rc_agents import CoupledForCausalLM
@@ -17,6 +20,9 @@ CHOICES = ("temperature", "top_p", "top_k", "seed", "specialists", "strength", "
 """The fields that are parameters of a generation under the same name."""
 CONVERSING = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """What a chat may be asked for besides, under the same name as in `GenerationService.converse`."""
+
+
+T = TypeVar("T")
 
 
 class Source:
@@ -107,7 +113,8 @@ class CoupledFields(BaseModel):
                 f"with rc_agents.couple), got {type(model).__name__}"
             )
         kept = values.get("source")
-        options = {key: values.get(key) for key in ("device_map", "dtype")}
+        options = {key: _written(values.get(key)) for key in ("device_map", "dtype")}
+        values |= {key: value for key, value in options.items() if value is not None}
         if kept is None or (kept.name, kept.options) != (str(model), options):
             values["source"] = Source.of(model, options)
         values["model"] = values["source"].name
@@ -169,3 +176,21 @@ class CoupledFields(BaseModel):
             "model_provider": "rc_agents",
             "finish_reason": "tool_calls" if ended else result.finish_reason,
         }
+
+
+async def in_thread(run: Callable[[threading.Event], T]) -> T:
+    """Runs what ends early once its event is set, in a thread; it is set where whoever waits is cancelled."""
+    left = threading.Event()
+    try:
+        return await run_in_executor(None, run, left)
+    finally:
+        left.set()
+
+
+def _written(value: Any) -> Any:
+    """A device or a type as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {name: _written(one) for name, one in value.items()}
+    if isinstance(value, (torch.device, torch.dtype)):
+        return str(value).removeprefix("torch.")
+    return value
