@@ -13,11 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rc_agents import CoupledForCausalLM
 from rc_agents.errors import InputError, nearest
-from rc_agents.service import GenerationParams, GenerationResult, GenerationService, load
+from rc_agents.service import (
+    CHOICES,
+    LIMITS,
+    GenerationParams,
+    GenerationResult,
+    GenerationService,
+    load,
+)
 
 LIVE = "live:"
-CHOICES = ("temperature", "top_p", "top_k", "seed", "specialists", "strength", "timeout")
-"""The fields that are parameters of a generation under the same name."""
 CONVERSING = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """What a chat may be asked for besides, under the same name as in `GenerationService.converse`."""
 
@@ -136,7 +141,7 @@ class CoupledFields(BaseModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in ("max_tokens", "stop", *CHOICES)}
+        fields = {name: getattr(self, name) for name in ("max_tokens", *CHOICES)}
         return {"model_name": self.model} | {
             key: value for key, value in fields.items() if value is not None
         }
@@ -152,9 +157,7 @@ class CoupledFields(BaseModel):
 
     def _params(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationParams:
         """The fields, and over them what a call says."""
-        known = sorted(
-            {"max_tokens", "max_new_tokens", "stop", "model", "stream", *CHOICES, *self._more}
-        )
+        known = sorted({*LIMITS, "model", "stream", *CHOICES, *self._more})
         for name in kwargs.keys() - {*known, "ls_structured_output_format"}:
             raise InputError(
                 f"{type(self).__name__} got an unknown argument {name!r}; {nearest(name, known)}"
@@ -163,11 +166,10 @@ class CoupledFields(BaseModel):
             raise InputError(
                 f"this object answers with {self.model!r}; make another one for {kwargs['model']!r}"
             )
-        limit = kwargs.get("max_tokens", kwargs.get("max_new_tokens", self.max_tokens))
+        limits = [kwargs[name] for name in LIMITS if name in kwargs]
         choices = {name: kwargs.get(name, getattr(self, name)) for name in CHOICES}
-        return GenerationParams(
-            max_new_tokens=limit, stop=(self.stop or ()) if stop is None else stop, **choices
-        )
+        choices["stop"] = (self.stop or ()) if stop is None else stop
+        return GenerationParams(max_new_tokens=limits[0] if limits else self.max_tokens, **choices)
 
     def _metadata(self, result: GenerationResult, calls: bool = False) -> dict[str, Any]:
         ended = calls and result.finish_reason == "stop"

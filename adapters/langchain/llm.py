@@ -13,9 +13,9 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables.config import RunnableConfig, get_config_list, run_in_executor
 from pydantic import ConfigDict
 
-from rc_agents.service import GenerationResult
+from rc_agents.service import CHOICES, LIMITS, GenerationResult
 
-from .fields import CHOICES, CoupledFields, in_thread
+from .fields import CoupledFields, in_thread
 
 
 class CoupledLLM(CoupledFields, BaseLLM):
@@ -155,9 +155,9 @@ class CoupledLLM(CoupledFields, BaseLLM):
     def _chosen(self, kwargs: Mapping[str, Any]) -> tuple[CoupledLLM, dict[str, Any]]:
         """A copy with a call's choices as fields, which a cache goes by, and the arguments that are left."""
         fields = {name: kwargs[name] for name in CHOICES if name in kwargs}
-        if limits := [kwargs[name] for name in _LIMITS if name in kwargs]:
+        if limits := [kwargs[name] for name in LIMITS if name in kwargs]:
             fields["max_tokens"] = limits[0]
-        rest = {name: one for name, one in kwargs.items() if name not in {*CHOICES, *_LIMITS}}
+        rest = {name: one for name, one in kwargs.items() if name not in {*CHOICES, *LIMITS}}
         return self.model_copy(update=fields) if fields else self, rest
 
     def _apart(self, inputs: list[LanguageModelInput], kwargs: dict[str, Any]) -> list[list[int]]:
@@ -179,5 +179,4 @@ class CoupledLLM(CoupledFields, BaseLLM):
         return self._metadata(result) | {name: getattr(result, name) for name in _COUNTS}
 
 
-_LIMITS = ("max_tokens", "max_new_tokens")
 _COUNTS = ("prompt_tokens", "completion_tokens")
