@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import add
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from rc_agents.adapters.langchain import ChatCoupled, CoupledLLM
 
 import rc_agents
 from rc_agents.errors import InputError
-from rc_agents.service import GenerationParams, GenerationService
+from rc_agents.service import GenerationParams, GenerationService, guides
 from tests.ensembles import talking
 from tests.tiny import saved
 
@@ -468,6 +468,19 @@ def test_structured_output_is_of_its_class(method):
     assert (raw["parsed"], raw["parsing_error"]) == (found, None)
     short = chat(max_tokens=2).with_structured_output(Place, method=method, include_raw=True)
     assert short.invoke("Where?")["parsed"] is None
+
+
+def test_a_batch_compiles_its_schema_once(monkeypatch):
+    compiled, compile_schema = [], guides._compiled.__wrapped__
+
+    def counting(schema):
+        compiled.append(schema)
+        return compile_schema(schema)
+
+    monkeypatch.setattr(guides, "_compiled", lru_cache(guides.KEPT)(counting))
+    model = chat(max_tokens=150).with_structured_output(Place)
+    assert all(isinstance(one, Place) for one in model.batch(["Where?", "And?", "When?"]))
+    assert len(compiled) == 1
 
 
 def test_json_mode_is_an_object():

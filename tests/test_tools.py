@@ -5,13 +5,15 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import llguidance
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rc_agents.errors import InputError
-from rc_agents.service import GenerationParams, GenerationService, Guide, ToolCall
-from rc_agents.service.guides import Guiding, vocabulary
+from rc_agents.service import GenerationParams, GenerationService, Guide, ToolCall, rows
+from rc_agents.service.guides import KEPT, Guiding, Vocabulary
 from rc_agents.service.tools import CallReader, Tool, closed, read_call, read_choice, write_call
 from tests.ensembles import talking
 
@@ -135,7 +137,7 @@ def test_a_named_tool_is_the_one_that_is_called(service):
 
 def test_several_calls_only_where_they_are_allowed(service):
     tokenizer = service.model.tokenizer
-    known = vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    known = Vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
     one = write_call("clock", {})
     for several in (False, True):
         talk = service.converse(
@@ -236,6 +238,52 @@ def test_half_a_character_is_refused(service):
     for prompt in ("a\ud800", [{"role": "user", "content": "a\ud800"}]):
         with pytest.raises(InputError, match="half a character"):
             service.prompt(prompt)
+
+
+def test_a_grammar_is_compiled_once_for_all_rows(service, monkeypatch):
+    compiled, checked = [], []
+    real = llguidance.LLMatcher
+
+    class Counting:
+        deep_copy = real.deep_copy
+        grammar_from_json_schema = staticmethod(real.grammar_from_json_schema)
+        grammar_from_lark = staticmethod(real.grammar_from_lark)
+
+        def __new__(cls, tokenizer, grammar, **options):
+            compiled.append(grammar)
+            return real(tokenizer, grammar, **options)
+
+        @staticmethod
+        def validate_grammar_with_warnings(grammar):
+            checked.append(grammar)
+            return real.validate_grammar_with_warnings(grammar)
+
+    monkeypatch.setattr(llguidance, "LLMatcher", Counting)
+    tokenizer = service.model.tokenizer
+    known = Vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    monkeypatch.setitem(rows._VOCABULARIES, tokenizer, ((tokenizer.eos_token_id,), known))
+    schema = closed({**SCHEMA, "title": "once"})
+    params = [GenerationParams(guide=Guide.json_schema(schema)) for _ in range(3)]
+    texts = [service.batch(["The", "A", "x"], params)[0].text for _ in range(2)]
+    assert json.loads(texts[0]) == json.loads(texts[1])
+    assert (len(compiled), len(checked)) == (1, 1)
+    for number in range(KEPT + 9):
+        Guiding(known, Guide.choice([f"a{number}", "b"]))
+    assert known._compiled.cache_info().currsize == KEPT
+    before = len(compiled)
+    Guiding(known, Guide.choice([f"a{KEPT + 8}", "b"]))
+    assert len(compiled) == before
+
+
+def test_rows_of_one_grammar_go_their_own_ways(service):
+    guide = Guide.choice(["yes", "no"])
+    tokenizer = service.model.tokenizer
+    known = Vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    first, second = (Guiding(known, guide) for _ in range(2))
+    before = second.allowed(len(tokenizer))
+    first.push(int(before.nonzero()[0]))
+    assert torch.equal(second.allowed(len(tokenizer)), before)
+    assert not torch.equal(first.allowed(len(tokenizer)), before)
 
 
 def test_a_guide_that_fails_on_its_way_ends_its_row_alone(service, monkeypatch):
