@@ -210,6 +210,72 @@ def test_a_wanted_form_is_told_and_kept(service):
     assert service.converse(USER, response_format={"type": "text"}).prompt == service.render(USER)
 
 
+FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}}
+
+
+def follows(guiding, tokenizer, text):
+    """Whether a guide allows every token of a text."""
+    for token in tokenizer(text, add_special_tokens=False).input_ids:
+        if not guiding.allowed(len(tokenizer))[token]:
+            return False
+        guiding.push(token)
+    return True
+
+
+def test_with_tools_and_a_form_an_answer_is_a_call_or_of_that_form(service):
+    tokenizer = service.model.tokenizer
+    known = Vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    talk = service.converse(USER, tools=[WEATHER, CLOCK], response_format=FORM)
+    for text in ('{"city": "Rome", "days": 2}', '{"city": "Paris"}', write_call("clock", {})):
+        guiding = Guiding(known, talk.guide)
+        assert follows(guiding, tokenizer, text)
+        assert guiding.ended
+    for text in ("The river", '{"city": "Oslo"}', write_call("clock", {})[:-4] + "x", '{"a": 1}'):
+        assert not follows(Guiding(known, talk.guide), tokenizer, text)
+    told = tokenizer.decode(talk.prompt.token_ids)
+    assert "If you call no function, answer with JSON of this schema" in told
+    assert '"name": "weather"' in told
+    read = talk.read(answer(service, talk).text)
+    assert bool(read.tool_calls) is not bool(read.content)
+
+
+@pytest.mark.parametrize(
+    "several_of", [{"parallel_tool_calls": True}, {"response_format": {"type": "json_object"}}]
+)
+def test_a_form_beside_tools_takes_their_other_choices(service, several_of):
+    options = {"tools": [WEATHER, CLOCK], "response_format": FORM, **several_of}
+    forced = service.converse(USER, **options, tool_choice="clock")
+    assert [one.name for one in forced.read(answer(service, forced).text).tool_calls] == ["clock"]
+    assert "answer with JSON" not in service.model.tokenizer.decode(forced.prompt.token_ids)
+    never = service.converse(USER, **options, tool_choice="none")
+    assert never == service.converse(USER, response_format=options["response_format"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "weather", "arguments": {}}',
+        '{"city": "<tool_call>{\\"name\\": \\"weather\\"}</tool_call>"}',
+        '"<tool_call>"',
+        "",
+    ],
+)
+@given(cuts=st.lists(st.integers(0, 60), max_size=4))
+def test_an_answer_of_a_form_is_no_call_whatever_it_says(text, cuts):
+    bounds = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    reader = CallReader(["weather"], formed=True)
+    found = [one for start, stop in pairwise(bounds) for one in reader.push(text[start:stop])]
+    found += reader.finish()
+    assert "".join(found) == text
+    for cut in (3, len(CALLED)):
+        reader = CallReader(["weather"], formed=True)
+        found = [*reader.push(CALLED[:cut]), *reader.push(CALLED[cut:]), *reader.finish()]
+        assert [one.name for one in found] == ["weather", "weather"]
+
+
+CALLED = "\n".join([write_call("weather", {"city": "Rome"})] * 2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -226,7 +292,13 @@ def test_a_wanted_form_is_told_and_kept(service):
         ),
         ({"response_format": {"type": "xml"}}, "response_format is"),
         ({"response_format": {"type": "json_schema"}}, "needs"),
-        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "not both"),
+        (
+            {
+                "tools": [WEATHER],
+                "response_format": {"type": "json_schema", "json_schema": {"type": "strng"}},
+            },
+            "no answer can be",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused(service, options, message):
