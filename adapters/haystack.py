@@ -14,8 +14,6 @@ from haystack.dataclasses import ChatMessage, StreamingChunk, ToolCall
 from rc_agents.errors import InputError
 from rc_agents.service import GenerationParams, GenerationService
 
-PARAMS = ("temperature", "top_p", "top_k", "seed", "stop", "timeout", "specialists", "strength")
-
 
 @component
 class EnsembleChatGenerator:
@@ -84,12 +82,7 @@ class EnsembleChatGenerator:
             tool_choice=asked.get("tool_choice"),
             response_format=asked.get("response_format"),
         )
-        params = talk.params(
-            GenerationParams(
-                max_new_tokens=asked.get("max_tokens"),
-                **{name: asked[name] for name in PARAMS if asked.get(name) is not None},
-            )
-        )
+        params = talk.params(GenerationParams.of(asked))
         show = streaming_callback or self.streaming_callback
         with self._service.stream(talk.prompt, params) as stream:
             for text in stream:

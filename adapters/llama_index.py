@@ -31,7 +31,6 @@ from rc_agents.service import (
     PromptLike,
 )
 
-PARAMS = ("temperature", "top_p", "top_k", "seed", "stop", "timeout", "specialists", "strength")
 NO_LIMIT = 1 << 20
 
 
@@ -98,10 +97,7 @@ class EnsembleLLM(CustomLLM):
         return self._service.converse(turns).prompt
 
     def _params(self, kwargs: Mapping[str, Any]) -> GenerationParams:
-        asked = {**self._options, **kwargs}
-        limit = asked.pop("max_tokens", None)
-        known = {name: asked[name] for name in PARAMS if asked.get(name) is not None}
-        return GenerationParams(max_new_tokens=limit, **known)
+        return GenerationParams.of({**self._options, **kwargs})
 
     def _pieces(self, prompt: PromptLike, kwargs: Mapping[str, Any]) -> Any:
         text = ""

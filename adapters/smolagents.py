@@ -22,8 +22,6 @@ from smolagents.models import (
 from rc_agents import CoupledForCausalLM
 from rc_agents.service import Conversation, GenerationParams, GenerationService
 
-PARAMS = ("temperature", "top_p", "top_k", "seed", "timeout")
-
 
 class EnsembleModel(Model):
     """An ensemble as a model of smolagents.
@@ -98,13 +96,7 @@ class EnsembleModel(Model):
             tool_choice=asked.pop("tool_choice", None),
             response_format=asked.pop("response_format", None),
         )
-        limit = asked.pop("max_tokens", asked.pop("max_new_tokens", None))
-        given = {name: asked[name] for name in PARAMS if asked.get(name) is not None}
-        params = GenerationParams(
-            max_new_tokens=limit,
-            stop=asked.get("stop") or (),
-            specialists=self.chosen.specialists,
-            strength=self.chosen.strength,
-            **given,
+        params = GenerationParams.of(
+            asked, specialists=self.chosen.specialists, strength=self.chosen.strength
         )
         return talk, talk.params(params)

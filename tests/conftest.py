@@ -13,6 +13,8 @@ import pytest
 import torch
 import transformers
 
+pytest.register_assert_rewrite("tests.llm_standard_suite")
+
 TIERS = {"unit", "tiny", "real", "dist"}
 
 torch.set_num_threads(1)

@@ -1,13 +1,16 @@
 """The command line, in this process; in processes of its own where signals and pipes matter."""
 
+import asyncio
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 
+import httpx
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -310,6 +313,93 @@ def test_specialize_makes_an_adapter(cli, base, tmp_path):
     assert json.loads(out)["steps"] == 2
     words = ["--anchor", base, "--specialist", f"facts={base}+{tmp_path / 'facts'}"]
     assert cli("generate", "What", *words, "--max-new-tokens", 2)[0] == 0
+
+
+# serve
+
+
+def test_serve_says_where_it_listens_as_one_json_line(cli, ensemble, monkeypatch):
+    pytest.importorskip("fastapi")
+    from rc_agents.adapters.server.run import Server
+
+    asked = []
+
+    async def once(self):
+        (port,) = {one.getsockname()[1] for part in self.servers for one in part.sockets}
+        loop = asyncio.get_running_loop()
+        url = f"http://127.0.0.1:{port}/v1/models"
+        asked.append((port, await loop.run_in_executor(None, httpx.get, url)))
+
+    monkeypatch.setattr(Server, "main_loop", once)
+    code, out, err = cli("serve", ensemble, "--port", 0, "--name", "mine", "--json")
+    ((port, response),) = asked
+    assert code == 0
+    assert json.loads(out) == {
+        "url": f"http://127.0.0.1:{port}",
+        "models": [one["id"] for one in response.json()["data"]],
+    }
+    assert "mine:medical" in out
+    assert "GET /v1/models" in err
+    assert cli("serve", ensemble, "--port", 0)[1].count("{") == 0
+
+
+@pytest.mark.slow
+def test_serve_in_a_process_of_its_own(ensemble):
+    with _start("serve", ensemble, "--port", 0, "--json") as process:
+        told = json.loads(process.stdout.readline())
+        assert httpx.get(told["url"] + "/health").json()["status"] == "ok"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == b""
+        process.wait(60)
+
+
+# Completion in a shell.
+
+
+@pytest.mark.parametrize(
+    ("words", "offered", "hidden"),
+    [
+        ("rc-agents ", {"chat", "serve", "bench", "eval"}, {"--json"}),
+        ("rc-agents ge", {"generate"}, {"chat"}),
+        ("rc-agents bench co", {"compare"}, {"report"}),
+        ("rc-agents generate --te", {"--temperature"}, {"--top-p"}),
+        ("rc-agents serve --", {"--port", "--api-key", "--json"}, {"chat"}),
+    ],
+)
+def test_bash_completes_commands_and_options(cli, monkeypatch, words, offered, hidden):
+    monkeypatch.setenv("_RC_AGENTS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    code, out, err = cli()
+    found = set(out.split())
+    assert (code, err) == (0, "")
+    assert offered <= found
+    assert not hidden & found
+
+
+def test_shells_get_a_script_that_asks_for_completions(cli, monkeypatch):
+    for shell in ("bash", "zsh", "fish"):
+        monkeypatch.setenv("_RC_AGENTS_COMPLETE", f"source_{shell}")
+        code, out, _ = cli()
+        assert code == 0
+        assert f"_RC_AGENTS_COMPLETE=complete_{shell}" in out
+        assert "rc-agents" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_itself_completes(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("_RC_AGENTS_COMPLETE", "source_bash")
+    script = cli()[1]
+    monkeypatch.delenv("_RC_AGENTS_COMPLETE")
+    program = tmp_path / "rc-agents"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m rc_agents.cli "$@"\n')
+    program.chmod(0o755)
+    (function,) = re.findall(r"^(\w+)\(\)", script, re.MULTILINE)
+    asked = f"COMP_WORDS=(rc-agents serve --po); COMP_CWORD=2; {function} {program}"
+    code = f'{script}\n{asked}\necho "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["--port"]
 
 
 # Signals and pipes.

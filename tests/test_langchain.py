@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import add
 from typing import Any, Literal
 
 import pytest
+import torch
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumps
@@ -26,7 +27,7 @@ from rc_agents.adapters.langchain import ChatCoupled, CoupledLLM
 
 import rc_agents
 from rc_agents.errors import InputError
-from rc_agents.service import GenerationParams, GenerationService
+from rc_agents.service import GenerationParams, GenerationService, guides
 from tests.ensembles import talking
 from tests.tiny import saved
 
@@ -292,6 +293,27 @@ def test_leaving_an_async_stream_stops_the_generation():
     assert "rc_agents-stream" not in names
 
 
+@pytest.mark.parametrize("way", ["ainvoke", "abatch"])
+async def test_a_cancelled_call_frees_the_model(way, monkeypatch):
+    passes, forward = [], MODEL.forward
+
+    def slow(*args, **kwargs):
+        passes.append(time.sleep(0.02))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(MODEL, "forward", slow, raising=False)
+    model = chat(max_tokens=150)
+    task = asyncio.ensure_future(model.ainvoke("a") if way == "ainvoke" else model.abatch(INPUTS))
+    while len(passes) < 2 and not task.done():
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    done = len(passes)
+    await asyncio.sleep(0.3)
+    assert done <= len(passes) <= done + 2
+
+
 # Loading, writing out, caching.
 
 
@@ -315,7 +337,6 @@ def test_an_ensemble_or_a_single_model_loads_by_name(adapter, tmp_path):
 
 
 def test_an_adapter_goes_to_another_process_by_its_fields(adapter, tmp_path):
-    """LangChain's own `load` knows no class outside its table, so upstream's test_serdes is skipped."""
     path = saved(tmp_path, "llama", "prose")
     model = adapter(model=str(path), max_tokens=3, strength={"medical": 0.5}, specialists=[])
     model.source.get()
@@ -323,8 +344,22 @@ def test_an_adapter_goes_to_another_process_by_its_fields(adapter, tmp_path):
     again = adapter(**model.model_dump(exclude_none=True))
     assert back._identifying_params == again._identifying_params == model._identifying_params
     assert back.source._service is None
-    assert json.loads(dumps(model))["type"] == "not_implemented"
     assert "source" not in repr(model)
+
+
+def test_what_langchain_writes_out(tmp_path):
+    """Upstream's suite has a chat model load from LangChain's own table of classes, so that one is not written out."""
+    chosen = {"device_map": {"anchor": torch.device("cpu")}, "dtype": torch.bfloat16}
+    written = json.loads(dumps(CoupledLLM(model="some/model", **chosen)))
+    assert written["kwargs"] == {
+        "model": "some/model",
+        "device_map": {"anchor": "cpu"},
+        "dtype": "bfloat16",
+    }
+    path = saved(tmp_path, "llama", "prose")
+    model = CoupledLLM(model=path, **chosen).source.get().model
+    assert model.models["anchor"].dtype == torch.bfloat16
+    assert json.loads(dumps(chat()))["type"] == "not_implemented"
 
 
 def test_a_live_ensemble_that_is_gone_says_so(adapter):
@@ -434,6 +469,19 @@ def test_structured_output_is_of_its_class(method):
     assert (raw["parsed"], raw["parsing_error"]) == (found, None)
     short = chat(max_tokens=2).with_structured_output(Place, method=method, include_raw=True)
     assert short.invoke("Where?")["parsed"] is None
+
+
+def test_a_batch_compiles_its_schema_once(monkeypatch):
+    compiled, compile_schema = [], guides._compiled.__wrapped__
+
+    def counting(schema):
+        compiled.append(schema)
+        return compile_schema(schema)
+
+    monkeypatch.setattr(guides, "_compiled", lru_cache(guides.KEPT)(counting))
+    model = chat(max_tokens=150).with_structured_output(Place)
+    assert all(isinstance(one, Place) for one in model.batch(["Where?", "And?", "When?"]))
+    assert len(compiled) == 1
 
 
 def test_json_mode_is_an_object():

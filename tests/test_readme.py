@@ -5,11 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import GIVEN, SWAPS
 from tests.stand_ins import run_on_tiny_models
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "integrations.md"]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ELSEWHERE = ("benchmarks", "serving")
+"""Pages whose code runs in `tests/test_bench.py`, and against a server below."""
+PAGES = [
+    page for page in DOCS if page.stem not in ELSEWHERE and BLOCK.search(page.read_text("utf-8"))
+]
+
+
+def test_pages_with_code_are_found():
+    assert {"README", "alignment", "integrations", "training"} <= {page.stem for page in PAGES}
+    assert {*GIVEN, *SWAPS} <= {page.stem for page in PAGES}
 
 
 @pytest.mark.tiny
@@ -17,10 +28,11 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def test_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
-    blocks = list(BLOCK.finditer(text))
-    assert blocks, f"{page.name} shows no Python code"
-    names = {"__name__": "__main__"}
-    for block in blocks:
+    for written, smaller in SWAPS.get(page.stem, {}).items():
+        assert written in text, f"{page.name} does not say {written!r} any more"
+        text = text.replace(written, smaller)
+    names = {"__name__": "__main__", **GIVEN.get(page.stem, lambda _: {})(tmp_path / "given")}
+    for block in BLOCK.finditer(text):
         lines_above = "\n" * text.count("\n", 0, block.start(1))  # so that tracebacks point there
         run_on_tiny_models(lines_above + block[1], page, tmp_path / "stand-ins", names)
 

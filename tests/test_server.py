@@ -233,6 +233,31 @@ def test_an_answer_is_parsed_to_its_class(client):
     assert isinstance(found.choices[0].message.parsed, Place)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_with_tools_and_a_form_an_answer_is_a_call_or_of_that_form(client, stream):
+    named = {"name": "place", "schema": Place.model_json_schema(), "strict": True}
+    form = {"type": "json_schema", "json_schema": named}
+    asked = {"tools": [WEATHER], "response_format": form, "max_tokens": 150, "stream": stream}
+    found = {}
+    for first in ("{", "<"):
+        (token,) = MODEL.tokenizer(first, add_special_tokens=False).input_ids
+        said = ask(client, logit_bias={str(token): 100}, **asked)
+        if stream:
+            parts = [one.choices[0] for one in said]
+            text = "".join(one.delta.content or "" for one in parts)
+            calls = [call for one in parts for call in one.delta.tool_calls or ()]
+            found[first] = (parts[-1].finish_reason, text, calls)
+        else:
+            (one,) = said.choices
+            found[first] = (one.finish_reason, one.message.content, one.message.tool_calls or [])
+    reason, text, calls = found["{"]
+    assert (reason, calls) == ("stop", [])
+    assert Place.model_validate_json(text)
+    reason, text, (call,) = found["<"]
+    assert (reason, text or "") == ("tool_calls", "")
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Paris")
+
+
 def test_a_seed_gives_the_same_answer_whatever_else_is_in_flight(client):
     asked = [
         {"model": model, "seed": seed, "temperature": 1.4, "max_tokens": 4 + seed}

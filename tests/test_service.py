@@ -5,6 +5,7 @@ import logging
 import resource
 import threading
 import time
+from dataclasses import fields
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import rc_agents
 from rc_agents.errors import InputError
-from rc_agents.service import GenerationParams, GenerationService, Prompt, load
+from rc_agents.service import CHOICES, LIMITS, GenerationParams, GenerationService, Prompt, load
 from rc_agents.service.reading import RowReader
 from tests.tiny import CONTEXT, saved, tiny
 from tests.tiny_tokenizers import EOS, KINDS, tiny_tokenizer
@@ -467,6 +468,21 @@ BAD_PARAMS = [
     ),
     ({"strength": {"medical": float("inf")}}, "strength is a finite number"),
 ]
+
+
+def test_params_are_taken_out_of_a_frameworks_settings():
+    names = {field.name for field in fields(GenerationParams)}
+    assert {*CHOICES} <= names
+    settings = {"temperature": 0.5, "stop": "x", "seed": None, "verbose": True, "tools": []}
+    assert GenerationParams.of(settings) == GenerationParams(temperature=0.5, stop="x")
+    for name in LIMITS:
+        assert GenerationParams.of({name: 3, "top_k": 2}) == GenerationParams(
+            max_new_tokens=3, top_k=2
+        )
+    both = GenerationParams.of({"max_tokens": 3, "max_new_tokens": 4, "top_p": 0.5}, top_p=None)
+    assert both == GenerationParams(max_new_tokens=3)
+    with pytest.raises(InputError, match="top_p"):
+        GenerationParams.of({"top_p": 3})
 
 
 @pytest.mark.parametrize(("chosen", "message"), BAD_PARAMS)

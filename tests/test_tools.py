@@ -5,13 +5,15 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import llguidance
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rc_agents.errors import InputError
-from rc_agents.service import GenerationParams, GenerationService, Guide, ToolCall
-from rc_agents.service.guides import Guiding, vocabulary
+from rc_agents.service import GenerationParams, GenerationService, Guide, ToolCall, rows
+from rc_agents.service.guides import KEPT, Guiding, Vocabulary
 from rc_agents.service.tools import CallReader, Tool, closed, read_call, read_choice, write_call
 from tests.ensembles import talking
 
@@ -135,7 +137,7 @@ def test_a_named_tool_is_the_one_that_is_called(service):
 
 def test_several_calls_only_where_they_are_allowed(service):
     tokenizer = service.model.tokenizer
-    known = vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    known = Vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
     one = write_call("clock", {})
     for several in (False, True):
         talk = service.converse(
@@ -208,6 +210,72 @@ def test_a_wanted_form_is_told_and_kept(service):
     assert service.converse(USER, response_format={"type": "text"}).prompt == service.render(USER)
 
 
+FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}}
+
+
+def follows(guiding, tokenizer, text):
+    """Whether a guide allows every token of a text."""
+    for token in tokenizer(text, add_special_tokens=False).input_ids:
+        if not guiding.allowed(len(tokenizer))[token]:
+            return False
+        guiding.push(token)
+    return True
+
+
+def test_with_tools_and_a_form_an_answer_is_a_call_or_of_that_form(service):
+    tokenizer = service.model.tokenizer
+    known = Vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    talk = service.converse(USER, tools=[WEATHER, CLOCK], response_format=FORM)
+    for text in ('{"city": "Rome", "days": 2}', '{"city": "Paris"}', write_call("clock", {})):
+        guiding = Guiding(known, talk.guide)
+        assert follows(guiding, tokenizer, text)
+        assert guiding.ended
+    for text in ("The river", '{"city": "Oslo"}', write_call("clock", {})[:-4] + "x", '{"a": 1}'):
+        assert not follows(Guiding(known, talk.guide), tokenizer, text)
+    told = tokenizer.decode(talk.prompt.token_ids)
+    assert "If you call no function, answer with JSON of this schema" in told
+    assert '"name": "weather"' in told
+    read = talk.read(answer(service, talk).text)
+    assert bool(read.tool_calls) is not bool(read.content)
+
+
+@pytest.mark.parametrize(
+    "several_of", [{"parallel_tool_calls": True}, {"response_format": {"type": "json_object"}}]
+)
+def test_a_form_beside_tools_takes_their_other_choices(service, several_of):
+    options = {"tools": [WEATHER, CLOCK], "response_format": FORM, **several_of}
+    forced = service.converse(USER, **options, tool_choice="clock")
+    assert [one.name for one in forced.read(answer(service, forced).text).tool_calls] == ["clock"]
+    assert "answer with JSON" not in service.model.tokenizer.decode(forced.prompt.token_ids)
+    never = service.converse(USER, **options, tool_choice="none")
+    assert never == service.converse(USER, response_format=options["response_format"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "weather", "arguments": {}}',
+        '{"city": "<tool_call>{\\"name\\": \\"weather\\"}</tool_call>"}',
+        '"<tool_call>"',
+        "",
+    ],
+)
+@given(cuts=st.lists(st.integers(0, 60), max_size=4))
+def test_an_answer_of_a_form_is_no_call_whatever_it_says(text, cuts):
+    bounds = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    reader = CallReader(["weather"], formed=True)
+    found = [one for start, stop in pairwise(bounds) for one in reader.push(text[start:stop])]
+    found += reader.finish()
+    assert "".join(found) == text
+    for cut in (3, len(CALLED)):
+        reader = CallReader(["weather"], formed=True)
+        found = [*reader.push(CALLED[:cut]), *reader.push(CALLED[cut:]), *reader.finish()]
+        assert [one.name for one in found] == ["weather", "weather"]
+
+
+CALLED = "\n".join([write_call("weather", {"city": "Rome"})] * 2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -224,7 +292,13 @@ def test_a_wanted_form_is_told_and_kept(service):
         ),
         ({"response_format": {"type": "xml"}}, "response_format is"),
         ({"response_format": {"type": "json_schema"}}, "needs"),
-        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "not both"),
+        (
+            {
+                "tools": [WEATHER],
+                "response_format": {"type": "json_schema", "json_schema": {"type": "strng"}},
+            },
+            "no answer can be",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused(service, options, message):
@@ -236,6 +310,52 @@ def test_half_a_character_is_refused(service):
     for prompt in ("a\ud800", [{"role": "user", "content": "a\ud800"}]):
         with pytest.raises(InputError, match="half a character"):
             service.prompt(prompt)
+
+
+def test_a_grammar_is_compiled_once_for_all_rows(service, monkeypatch):
+    compiled, checked = [], []
+    real = llguidance.LLMatcher
+
+    class Counting:
+        deep_copy = real.deep_copy
+        grammar_from_json_schema = staticmethod(real.grammar_from_json_schema)
+        grammar_from_lark = staticmethod(real.grammar_from_lark)
+
+        def __new__(cls, tokenizer, grammar, **options):
+            compiled.append(grammar)
+            return real(tokenizer, grammar, **options)
+
+        @staticmethod
+        def validate_grammar_with_warnings(grammar):
+            checked.append(grammar)
+            return real.validate_grammar_with_warnings(grammar)
+
+    monkeypatch.setattr(llguidance, "LLMatcher", Counting)
+    tokenizer = service.model.tokenizer
+    known = Vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    monkeypatch.setitem(rows._VOCABULARIES, tokenizer, ((tokenizer.eos_token_id,), known))
+    schema = closed({**SCHEMA, "title": "once"})
+    params = [GenerationParams(guide=Guide.json_schema(schema)) for _ in range(3)]
+    texts = [service.batch(["The", "A", "x"], params)[0].text for _ in range(2)]
+    assert json.loads(texts[0]) == json.loads(texts[1])
+    assert (len(compiled), len(checked)) == (1, 1)
+    for number in range(KEPT + 9):
+        Guiding(known, Guide.choice([f"a{number}", "b"]))
+    assert known._compiled.cache_info().currsize == KEPT
+    before = len(compiled)
+    Guiding(known, Guide.choice([f"a{KEPT + 8}", "b"]))
+    assert len(compiled) == before
+
+
+def test_rows_of_one_grammar_go_their_own_ways(service):
+    guide = Guide.choice(["yes", "no"])
+    tokenizer = service.model.tokenizer
+    known = Vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    first, second = (Guiding(known, guide) for _ in range(2))
+    before = second.allowed(len(tokenizer))
+    first.push(int(before.nonzero()[0]))
+    assert torch.equal(second.allowed(len(tokenizer)), before)
+    assert not torch.equal(first.allowed(len(tokenizer)), before)
 
 
 def test_a_guide_that_fails_on_its_way_ends_its_row_alone(service, monkeypatch):

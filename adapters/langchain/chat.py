@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any, ClassVar, Literal
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import (
     AIMessage,
@@ -39,7 +41,7 @@ from rc_agents.service import (
     check_tools,
 )
 
-from .fields import CONVERSING, CoupledFields
+from .fields import CONVERSING, CoupledFields, in_thread
 from .together import answer, together
 
 
@@ -198,9 +200,27 @@ class ChatCoupled(CoupledFields, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        return self._answer(messages, stop, kwargs)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return await in_thread(partial(self._answer, messages, stop, kwargs))
+
+    def _answer(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        left: threading.Event | None = None,
+    ) -> ChatResult:
         asked = self._conversation(messages, kwargs)
         params = asked.params(self._params(stop, kwargs))
-        result = answer(self.source.get(), asked.prompt, params)
+        result = answer(self.source.get(), asked.prompt, params, left)
         reply = asked.read(result.text)
         message = AIMessage(
             content=reply.content,

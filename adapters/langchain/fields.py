@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
+import torch
+from langchain_core.runnables.config import run_in_executor
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rc_agents import CoupledForCausalLM
 from rc_agents.errors import InputError, nearest
-from rc_agents.service import GenerationParams, GenerationResult, GenerationService, load
+from rc_agents.service import (
+    CHOICES,
+    LIMITS,
+    GenerationParams,
+    GenerationResult,
+    GenerationService,
+    load,
+)
 
 LIVE = "live:"
-CHOICES = ("temperature", "top_p", "top_k", "seed", "specialists", "strength", "timeout")
-"""The fields that are parameters of a generation under the same name."""
 CONVERSING = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """What a chat may be asked for besides, under the same name as in `GenerationService.converse`."""
+
+
+T = TypeVar("T")
 
 
 class Source:
@@ -107,7 +118,8 @@ class CoupledFields(BaseModel):
                 f"with rc_agents.couple), got {type(model).__name__}"
             )
         kept = values.get("source")
-        options = {key: values.get(key) for key in ("device_map", "dtype")}
+        options = {key: _written(values.get(key)) for key in ("device_map", "dtype")}
+        values |= {key: value for key, value in options.items() if value is not None}
         if kept is None or (kept.name, kept.options) != (str(model), options):
             values["source"] = Source.of(model, options)
         values["model"] = values["source"].name
@@ -129,7 +141,7 @@ class CoupledFields(BaseModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in ("max_tokens", "stop", *CHOICES)}
+        fields = {name: getattr(self, name) for name in ("max_tokens", *CHOICES)}
         return {"model_name": self.model} | {
             key: value for key, value in fields.items() if value is not None
         }
@@ -145,9 +157,7 @@ class CoupledFields(BaseModel):
 
     def _params(self, stop: list[str] | None, kwargs: dict[str, Any]) -> GenerationParams:
         """The fields, and over them what a call says."""
-        known = sorted(
-            {"max_tokens", "max_new_tokens", "stop", "model", "stream", *CHOICES, *self._more}
-        )
+        known = sorted({*LIMITS, "model", "stream", *CHOICES, *self._more})
         for name in kwargs.keys() - {*known, "ls_structured_output_format"}:
             raise InputError(
                 f"{type(self).__name__} got an unknown argument {name!r}; {nearest(name, known)}"
@@ -156,11 +166,10 @@ class CoupledFields(BaseModel):
             raise InputError(
                 f"this object answers with {self.model!r}; make another one for {kwargs['model']!r}"
             )
-        limit = kwargs.get("max_tokens", kwargs.get("max_new_tokens", self.max_tokens))
+        limits = [kwargs[name] for name in LIMITS if name in kwargs]
         choices = {name: kwargs.get(name, getattr(self, name)) for name in CHOICES}
-        return GenerationParams(
-            max_new_tokens=limit, stop=(self.stop or ()) if stop is None else stop, **choices
-        )
+        choices["stop"] = (self.stop or ()) if stop is None else stop
+        return GenerationParams(max_new_tokens=limits[0] if limits else self.max_tokens, **choices)
 
     def _metadata(self, result: GenerationResult, calls: bool = False) -> dict[str, Any]:
         ended = calls and result.finish_reason == "stop"
@@ -169,3 +178,21 @@ class CoupledFields(BaseModel):
             "model_provider": "rc_agents",
             "finish_reason": "tool_calls" if ended else result.finish_reason,
         }
+
+
+async def in_thread(run: Callable[[threading.Event], T]) -> T:
+    """Runs what ends early once its event is set, in a thread; it is set where whoever waits is cancelled."""
+    left = threading.Event()
+    try:
+        return await run_in_executor(None, run, left)
+    finally:
+        left.set()
+
+
+def _written(value: Any) -> Any:
+    """A device or a type as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {name: _written(one) for name, one in value.items()}
+    if isinstance(value, (torch.device, torch.dtype)):
+        return str(value).removeprefix("torch.")
+    return value

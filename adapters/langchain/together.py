@@ -22,10 +22,14 @@ class SharedBatch:
 
     Args:
         prompts: of all inputs.
+
+    Attributes:
+        left: set where nobody waits any more.
     """
 
     def __init__(self, prompts: Iterable[Prompt]) -> None:
         self._prompts = list(prompts)
+        self.left = threading.Event()
         self._lock = threading.Lock()
         self._params: GenerationParams | None = None
         self._answers: defaultdict[Prompt, list[GenerationResult]] = defaultdict(list)
@@ -44,7 +48,8 @@ class SharedBatch:
 
     def _run(self, service: GenerationService, params: GenerationParams) -> None:
         try:
-            results = service.batch(self._prompts, [params] * len(self._prompts))
+            each = [params] * len(self._prompts)
+            results = service.batch(self._prompts, each, cancel=self.left)
         except RCError:
             return
         for prompt, result in zip(self._prompts, results, strict=True):
@@ -54,17 +59,22 @@ class SharedBatch:
 @contextmanager
 def together(prompts: Iterable[Prompt]) -> Iterator[None]:
     """Lets the inputs that are answered inside the block share one generation."""
-    token = _BATCH.set(SharedBatch(prompts))
+    batch = SharedBatch(prompts)
+    token = _BATCH.set(batch)
     try:
         yield
     finally:
+        batch.left.set()
         _BATCH.reset(token)
 
 
 def answer(
-    service: GenerationService, prompt: Prompt, params: GenerationParams
+    service: GenerationService,
+    prompt: Prompt,
+    params: GenerationParams,
+    left: threading.Event | None = None,
 ) -> GenerationResult:
-    """Answers a prompt, with its batch where it belongs to one."""
+    """Answers a prompt, with its batch where it belongs to one; `left` ends one that runs alone."""
     batch = _BATCH.get()
     shared = batch.take(service, prompt, params) if batch is not None else None
-    return shared or service.generate(prompt, params)
+    return shared or service.generate(prompt, params, cancel=left)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import ipaddress
+import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +47,10 @@ def serve(
     grace: Annotated[float, typer.Option(min=0.1, help="Seconds to finish when stopped.")] = 30.0,
     device_map: DeviceMap = None,
     dtype: DType = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print address and models as one JSON line once it listens."),
+    ] = False,
 ) -> None:
     """Serve an ensemble with OpenAI's API, and a chat page at /.
 
@@ -73,8 +79,23 @@ def serve(
     ensemble = open_model(model, anchor, specialist, device_map, dtype)
     app = create_app(ensemble, name=name, api_key=api_key, limits=limits)
     print(f"serving {name}: {', '.join(ensemble.names)}", file=sys.stderr)
-    level = os.environ.get("UVICORN_LOG_LEVEL", "info")
-    server(app, host=host, port=port, log_level=level).run()
+
+    def tell(url: str) -> None:
+        print(json.dumps({"url": url, "models": app.state.serving.names}), flush=True)
+
+    options: dict[str, Any] = {"log_level": os.environ.get("UVICORN_LOG_LEVEL", "info")}
+    if as_json:
+        options |= {"told": tell, "log_config": _log_on_stderr()}
+    server(app, host=host, port=port, **options).run()
+
+
+def _log_on_stderr() -> dict[str, Any]:
+    """uvicorn's own log, whose lines about requests else go where the JSON goes."""
+    from uvicorn.config import LOGGING_CONFIG
+
+    found = copy.deepcopy(LOGGING_CONFIG)
+    found["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    return found
 
 
 def _is_loopback(host: str) -> bool:

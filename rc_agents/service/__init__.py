@@ -9,7 +9,7 @@ with service.stream("Once upon a time") as stream:
 from .conversation import Conversation, Reply
 from .guides import Guide
 from .loading import load
-from .params import GenerationParams
+from .params import CHOICES, LIMITS, GenerationParams
 from .prompts import Prompt, PromptLike
 from .service import GenerationResult, GenerationService
 from .stream import TextStream
@@ -17,6 +17,8 @@ from .tools import Tool, ToolCall, check_tools
 from .trace import TokenRecord
 
 __all__ = [
+    "CHOICES",
+    "LIMITS",
     "Conversation",
     "GenerationParams",
     "GenerationResult",

@@ -40,11 +40,13 @@ class Conversation:
         prompt: rendered.
         guide: the form that the answer keeps to, or None.
         tools: names of those that the answer may call.
+        formed: whether an answer that calls nothing has a form of its own, and is never read as a call.
     """
 
     prompt: Prompt
     guide: Guide | None = None
     tools: tuple[str, ...] = ()
+    formed: bool = False
 
     def params(self, params: GenerationParams) -> GenerationParams:
         """Returns parameters with the answer's form."""
@@ -58,7 +60,7 @@ class Conversation:
 
     def reader(self) -> CallReader | None:
         """Returns what splits an answer into text and calls while it comes; None where it is text alone."""
-        return CallReader(self.tools) if self.tools else None
+        return CallReader(self.tools, formed=self.formed) if self.tools else None
 
     def pieces(self, texts: Iterable[str]) -> Iterator[str | ToolCall]:
         """Splits an answer into text and calls while it comes."""
@@ -85,26 +87,31 @@ def converse(
     given = tools.read_tools(functions)
     tools.check_names(given)
     choice = tools.read_choice(tool_choice, given)
-    form, note = read_format(response_format)
-    if form is not None and choice != "none":
-        raise InputError("an answer has one form: pass tools or response_format, not both")
+    schema, note = read_format(response_format)
+    if choice not in ("auto", "none"):
+        schema, note = None, ""  # the answer is a call
     shown = given if choice != "none" else []
     native = bool(shown) and tools.knows_tools(model.tokenizer)
+    if note and shown:
+        note = f"If you call no function, {note[0].lower()}{note[1:]}"
     notes = [note, tools.tell(shown) if shown and not native else ""]
     told = told_to(written(messages, native=native), [one for one in notes if one])
     variables = dict(template or {})
     if native:
         variables["tools"] = [one.to_dict() for one in shown]
-    guide = form or tools.guide(given, choice, several=parallel_tool_calls)
+    guide = None if schema is None else Guide.json_schema(schema)
+    if shown:
+        guide = tools.guide(given, choice, several=parallel_tool_calls, schema=schema)
     names = tuple(one.name for one in shown)
-    return Conversation(prompts.render(model, told, **variables), guide, names)
+    prompt = prompts.render(model, told, **variables)
+    return Conversation(prompt, guide, names, formed=schema is not None)
 
 
-def read_format(given: Any) -> tuple[Guide | None, str]:
-    """Reads OpenAI's `response_format`; returns its guide and what the system message says of it.
+def read_format(given: Any) -> tuple[Mapping[str, Any] | None, str]:
+    """Reads OpenAI's `response_format`; returns its schema and what the system message says of it.
 
     Raises:
-        InputError: another form, or a schema that cannot be followed.
+        InputError: another form.
     """
     if given is None:
         return None, ""
@@ -116,7 +123,7 @@ def read_format(given: Any) -> tuple[Guide | None, str]:
     if kind == "text":
         return None, ""
     if kind == "json_object":
-        return Guide.json_object(), "Answer with one JSON object and nothing else."
+        return {"type": "object"}, "Answer with one JSON object and nothing else."
     holder = given.get("json_schema")
     schema = holder.get("schema", holder) if isinstance(holder, Mapping) else None
     if not isinstance(schema, Mapping):
@@ -125,7 +132,7 @@ def read_format(given: Any) -> tuple[Guide | None, str]:
         )
     note = f"Answer with JSON of this schema and nothing else:\n{json.dumps(schema)}"
     strict = bool(holder.get("strict")) if isinstance(holder, Mapping) else False
-    return Guide.json_schema(tools.closed(schema) if strict else schema), note
+    return tools.closed(schema) if strict else schema, note
 
 
 def told_to(messages: Sequence[Message], notes: Sequence[str]) -> list[dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How JSON is spaced; a weak model would fill free white space for ever."""
+KEPT = 128
+"""Grammars that stay compiled, those used last."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,7 @@ class Guide:
     grammar: str
 
     def __post_init__(self) -> None:
-        wrong, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(self.grammar)
-        if wrong:
-            reason = " ".join(" ".join(messages).split())
+        if reason := _wrong(self.grammar):
             raise InputError(f"no answer can be guided by this grammar or schema: {reason:.300}")
 
     @classmethod
@@ -45,12 +47,16 @@ class Guide:
         """JSON of a schema."""
         if not isinstance(schema, Mapping):
             raise InputError(f"a JSON schema is a dict, got {type(schema).__name__}")
-        return cls(_compiled(schema))
+        try:
+            grammar = _compiled(json.dumps(schema))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"no answer can be guided by this schema: {error!s:.200}") from error
+        return cls(grammar)
 
     @classmethod
     def json_object(cls) -> Guide:
         """Any JSON object."""
-        return cls(_compiled({"type": "object"}))
+        return cls.json_schema({"type": "object"})
 
     @classmethod
     def choice(cls, options: Sequence[str]) -> Guide:
@@ -79,12 +85,15 @@ class Guiding:
     """One row on its way through a grammar.
 
     Args:
-        tokenizer: of the anchor, as `vocabulary` returns it.
+        vocabulary: of the anchor.
         guide: what the row keeps to.
+
+    Raises:
+        InputError: the guide cannot be followed with these tokens.
     """
 
-    def __init__(self, tokenizer: LLTokenizer, guide: Guide) -> None:
-        self._matcher: LLMatcher = _llguidance().LLMatcher(tokenizer, guide.grammar, log_level=0)
+    def __init__(self, vocabulary: Vocabulary, guide: Guide) -> None:
+        self._matcher = vocabulary.matcher(guide)
         self._check()
 
     @property
@@ -125,8 +134,8 @@ class Guided(LogitsProcessor):
         return scores.masked_fill(~allowed, -torch.inf)
 
 
-def vocabulary(tokenizer: Any, size: int, eos: Sequence[int]) -> LLTokenizer:
-    """Returns a tokenizer as llguidance reads it; takes about a second, so keep it.
+class Vocabulary:
+    """A tokenizer as llguidance reads it, with the grammars compiled for it; takes about a second to make, so keep it.
 
     Args:
         tokenizer: a fast one of Hugging Face.
@@ -136,7 +145,21 @@ def vocabulary(tokenizer: Any, size: int, eos: Sequence[int]) -> LLTokenizer:
     Raises:
         InputError: the tokenizer is no fast one.
     """
-    _llguidance()
+
+    def __init__(self, tokenizer: Any, size: int, eos: Sequence[int]) -> None:
+        compiled = functools.partial(
+            _llguidance().LLMatcher, _read(tokenizer, size, eos), log_level=0
+        )
+        self._compiled = functools.lru_cache(KEPT)(compiled)
+        self._lock = threading.Lock()
+
+    def matcher(self, guide: Guide) -> LLMatcher:
+        """Returns a guide's grammar at its beginning, for one row."""
+        with self._lock:
+            return self._compiled(guide.grammar).deep_copy()
+
+
+def _read(tokenizer: Any, size: int, eos: Sequence[int]) -> LLTokenizer:
     from llguidance.hf import from_tokenizer
 
     try:
@@ -146,12 +169,17 @@ def vocabulary(tokenizer: Any, size: int, eos: Sequence[int]) -> LLTokenizer:
         raise InputError(f"the anchor's tokenizer cannot be guided: {error}") from error
 
 
-def _compiled(schema: Mapping[str, Any]) -> str:
-    matcher = _llguidance().LLMatcher
-    try:
-        return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"no answer can be guided by this schema: {error!s:.200}") from error
+@functools.lru_cache(KEPT)
+def _compiled(schema: str) -> str:
+    """The grammar of a schema that is written as JSON."""
+    return str(_llguidance().LLMatcher.grammar_from_json_schema(schema, overrides=COMPACT))
+
+
+@functools.lru_cache(KEPT)
+def _wrong(grammar: str) -> str:
+    """Why llguidance does not understand a grammar; nothing where it does."""
+    wrong, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(grammar)
+    return " ".join(" ".join(messages).split()) or "unknown" if wrong else ""
 
 
 def _llguidance() -> Any:

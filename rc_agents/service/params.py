@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from ..errors import InputError
 from .guides import Guide
 
 MOST_LOGPROBS = 100
+CHOICES = ("temperature", "top_p", "top_k", "seed", "stop", "timeout", "specialists", "strength")
+"""What a caller of any framework may choose about an answer, by the name that it has in `GenerationParams`."""
+LIMITS = ("max_tokens", "max_new_tokens")
+"""The names under which frameworks say how long an answer may be; the first that is given counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,21 @@ class GenerationParams:
     logit_bias: Mapping[int, float] | None = None
     logprobs: int | None = None
     attribution: bool = False
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any], **own: Any) -> Self:
+        """Returns the parameters among a framework's settings: `CHOICES` and `LIMITS`, where they are not None.
+
+        Args:
+            asked: the settings; any others are the framework's.
+            own: parameters that count whatever is asked.
+
+        Raises:
+            InputError: a value that cannot work.
+        """
+        given = {name: asked[name] for name in CHOICES if asked.get(name) is not None}
+        limits = [asked[name] for name in LIMITS if asked.get(name) is not None]
+        return cls(**{"max_new_tokens": limits[0] if limits else None, **given, **own})
 
     def __post_init__(self) -> None:
         _check_integer("max_new_tokens", self.max_new_tokens, least=1)

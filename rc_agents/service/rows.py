@@ -15,14 +15,14 @@ from ..errors import ContextError, InputError
 from ..modeling import CoupledForCausalLM
 from ..topology import ANCHOR
 from .decoding import RowSampling, Sink, Watch, row_processors
-from .guides import Guided, Guiding, vocabulary
+from .guides import Guided, Guiding, Vocabulary
 from .params import GenerationParams
 from .prompts import Prompt
 from .reading import RowReader
 from .trace import Biased, TokenRecord, Trace, Traced, attributed, record
 
 DEFAULT_MAX_NEW_TOKENS = 256
-_VOCABULARIES: WeakKeyDictionary[Any, tuple[tuple[int, ...], Any]] = WeakKeyDictionary()
+_VOCABULARIES: WeakKeyDictionary[Any, tuple[tuple[int, ...], Vocabulary]] = WeakKeyDictionary()
 """Tokenizers as guides read them, which takes a second to make."""
 SCORED_TOGETHER = (
     256  # positions, so that a long prompt's probabilities never stand in memory at once
@@ -279,10 +279,10 @@ def _guidings(
     return [None if row.params.guide is None else Guiding(known, row.params.guide) for row in rows]
 
 
-def _vocabulary(model: CoupledForCausalLM, eos: tuple[int, ...]) -> Any:
+def _vocabulary(model: CoupledForCausalLM, eos: tuple[int, ...]) -> Vocabulary:
     kept = _VOCABULARIES.get(model.tokenizer)
     if kept is None or kept[0] != eos:
-        kept = (eos, vocabulary(model.tokenizer, model.config.vocab_size, eos))
+        kept = (eos, Vocabulary(model.tokenizer, model.config.vocab_size, eos))
         _VOCABULARIES[model.tokenizer] = kept
     return kept[1]
 

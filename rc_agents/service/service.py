@@ -110,7 +110,8 @@ class GenerationService:
             tools: in OpenAI's form. A chat template that knows tools shows them; otherwise the system message does.
             tool_choice: None or "auto", "none", "required", a tool's name, or OpenAI's form of it.
             parallel_tool_calls: whether one answer may hold several calls.
-            response_format: `{"type": "json_schema", "json_schema": {"schema": ...}}` or `{"type": "json_object"}`.
+            response_format: `{"type": "json_schema", "json_schema": {"schema": ...}}` or `{"type": "json_object"}`;
+                beside tools it is the form of an answer that calls none.
             template: more variables for the templates.
 
         Returns:

@@ -198,29 +198,40 @@ def write_call(name: str, arguments: Any) -> str:
     return f'{OPEN}\n{{"name": {json.dumps(name)}, "arguments": {written}}}\n{CLOSE}'
 
 
-def guide(tools: Sequence[Tool], choice: str, *, several: bool) -> Guide | None:
+def guide(
+    tools: Sequence[Tool], choice: str, *, several: bool, schema: Mapping[str, Any] | None = None
+) -> Guide | None:
     """Returns the grammar of an answer that may (auto) or must call; None where no call is wanted.
 
     Args:
         choice: as `read_choice` returns it.
         several: up to `MOST_CALLS` calls instead of one.
+        schema: what an answer that calls nothing is JSON of (auto); None for any text, also before a call.
     """
     if choice == "none":
         return None
     named = [one for one in tools if choice in ("auto", "required", f"={one.name}")]
-    start = "start: TEXT | before rest" if choice == "auto" else f"start: {quoted(OPEN)} rest"
     more = f'("\\n" {quoted(OPEN)} call){{0,{MOST_CALLS - 1}}}' if several else ""
-    rules = [start, f"rest: call {more}", "TEXT: /(.|\\n)*/", f"before[lazy]: /(.|\\n)*{OPEN}/"]
+    rules = [f"rest: call {more}"]
+    if choice != "auto":
+        rules.append(f"start: {quoted(OPEN)} rest")
+    elif schema is not None:
+        rules += [f"start: answer | {quoted(OPEN)} rest", f"answer: %json {_compact(schema)}"]
+    else:
+        rules += ["start: TEXT | before rest", "TEXT: /(.|\\n)*/"]
+        rules.append(f"before[lazy]: /(.|\\n)*{OPEN}/")
     rules.append("call: " + " | ".join(f"call_{number}" for number in range(len(named))))
     for number, one in enumerate(named):
         head = f'\n{{"name": {json.dumps(one.name)}, "arguments": '
         tail = f"}}\n{CLOSE}"
-        schema = json.dumps({**closed(one.parameters), "x-guidance": COMPACT})
         rules.append(f"call_{number}: {quoted(head)} arguments_{number} {quoted(tail)}")
-        rules.append(f"arguments_{number}: %json {schema}")
-    if choice != "auto":
-        rules = [rule for rule in rules if not rule.startswith(("TEXT", "before"))]
+        rules.append(f"arguments_{number}: %json {_compact(closed(one.parameters))}")
     return Guide.lark("%llguidance {}\n" + "\n".join(rules))
+
+
+def _compact(schema: Any) -> str:
+    """A schema as a rule takes it."""
+    return json.dumps({**schema, "x-guidance": COMPACT})
 
 
 def read_call(text: str) -> ToolCall | None:
@@ -256,11 +267,13 @@ class CallReader:
 
     Args:
         names: of the tools that are there; JSON that names another one is text.
+        formed: an answer is either calls between tags, from its beginning, or text in which nothing is a call.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], *, formed: bool = False) -> None:
         self._names = frozenset(names)
-        self._held, self._inside, self._bare = "", False, True
+        self._held, self._inside, self._bare = "", False, not formed
+        self._undecided, self._plain = formed, False
 
     def push(self, text: str) -> list[str | ToolCall]:
         """Takes more of the answer; returns what is known now."""
@@ -283,6 +296,13 @@ class CallReader:
 
     def _step(self) -> list[str | ToolCall]:
         """One more piece; nothing where more of the answer is needed."""
+        if self._undecided:
+            if len(self._held) < len(OPEN) and OPEN.startswith(self._held):
+                return []
+            self._undecided, self._plain = False, not self._held.startswith(OPEN)
+        if self._plain:
+            held, self._held = self._held, ""
+            return [held] if held else []
         if self._inside:
             inside, close, rest = self._held.partition(CLOSE)
             if not close:
