@@ -102,7 +102,7 @@ class Crossing:
             self.rank.send(target, frame)
         if not owed:
             return hidden
-        shown: Tensor = _Shown.apply(hidden, self, site, tuple(targets))
+        shown: Tensor = _Shown.apply(hidden, self, site, tuple(targets))  # type: ignore[no-untyped-call]
         return shown
 
     def hear(self, source: str, site: int) -> Tensor:
@@ -116,7 +116,7 @@ class Crossing:
         if site == OUTPUT:
             return state.requires_grad_()  # `ended` sends its gradient back
         leaf = torch.zeros((), requires_grad=True)
-        heard: Tensor = _Heard.apply(leaf, state, self, site, source)
+        heard: Tensor = _Heard.apply(leaf, state, self, site, source)  # type: ignore[no-untyped-call]
         return heard
 
     def ended(self, own: Tensor, heard: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -133,7 +133,7 @@ class Crossing:
         if not (torch.is_grad_enabled() and (tied or own.requires_grad)):
             return own, dict(heard)
         logits = [own, *(heard[name] for name in tied)]
-        first, *rest = _Ends.apply(self, tied, *logits)
+        first, *rest = _Ends.apply(self, tied, *logits)  # type: ignore[no-untyped-call]
         return first, {**heard, **dict(zip(tied, rest, strict=True))}
 
     def owe(self, source: str, site: int, grad: Tensor | None) -> None:

@@ -115,7 +115,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.reshape(-1)
     if flat.stride(0) != 1:  # one element counts as contiguous whatever its stride
         flat = flat.new_empty(flat.shape).copy_(flat)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _tensor_of(data: bytearray, dtype: torch.dtype, shape: list[int]) -> Tensor:

@@ -80,7 +80,7 @@ def launched(
         raise ConfigError(
             f"no launcher has set {missing}; start this with torchrun or accelerate launch"
         ) from None
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     settings = settings or NodeSettings()
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -119,13 +119,20 @@ class Hub(Rank):
             raise ConfigError(
                 "kind='moe' needs every model's state at every router; run this ensemble in one process"
             )
-        self.model = weakref.proxy(model)
+        self._model = weakref.ref(model)  # which holds this hub
         self._made: CoupledForCausalLM | None = model
         self.identity = checkpoint.identity(path)
-        self.copies = {name: Copies(self.model, name) for name in model.specialists}
+        self.copies = {name: Copies(lambda: self.model, name) for name in model.specialists}
         if ANCHOR in told(model):
             self.says = backbone.Lens(model.models[ANCHOR])
         self.door = Door(listener(listen, self.settings.secret), self.settings, self._welcome)
+
+    @property
+    def model(self) -> CoupledForCausalLM:
+        """The ensemble."""
+        model = self._model()
+        assert model is not None
+        return model
 
     def take_model(self) -> CoupledForCausalLM:
         """Returns the ensemble, once; whoever takes it keeps the hub alive through it."""
@@ -480,7 +487,7 @@ class Hub(Rank):
                 if self.trains:
                     self.copies[name].add(frame.tensors)
 
-        torch.autograd.Variable._execution_engine.queue_callback(gather)  # type: ignore[attr-defined]
+        torch.autograd.Variable._execution_engine.queue_callback(gather)
 
     def close(self) -> None:
         """Says goodbye to everybody and stops listening."""

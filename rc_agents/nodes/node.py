@@ -25,7 +25,7 @@ from ..execution.crossing import OUTPUT, Crossing
 from ..execution.exchange import EXCHANGE, keep
 from ..execution.protocol import Call
 from ..execution.rank import Key, Rank
-from ..execution.span import takes_branches
+from ..execution.tree import takes_branches
 from ..execution.wire import Channel, Frame, LinkError, NotYet
 from ..modeling import CoupledForCausalLM
 from ..topology import ANCHOR
@@ -372,7 +372,7 @@ class Node(Rank):
         elif name == "crop":
             cache.crop(argument)
         elif name in ("select", "reorder"):
-            rows = torch.tensor(argument)
+            rows: Any = torch.tensor(argument)
             (cache.batch_select_indices if name == "select" else cache.reorder_cache)(rows)
             memory.select_histories(rows)
         elif name == "repeat":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +64,11 @@ class Copies:
     """The anchor's side: copies of the bridges into one specialist, for its trainer.
 
     Args:
-        ensemble: as the anchor's process has it, all bridges in memory.
+        ensemble: gives it as the anchor's process has it, all bridges in memory.
         name: the specialist.
     """
 
-    def __init__(self, ensemble: CoupledForCausalLM, name: str) -> None:
+    def __init__(self, ensemble: Callable[[], CoupledForCausalLM], name: str) -> None:
         self.ensemble, self.name = ensemble, name
         self.sent: dict[str, int] = {}
         self.trains: list[str] | None = None
@@ -78,7 +78,7 @@ class Copies:
         """Returns what has changed since it was last sent over this connection, None where nothing has."""
         if epoch != self.epoch:
             self.sent, self.trains, self.epoch = {}, None, epoch
-        own = into(self.ensemble, self.name)
+        own = into(self.ensemble(), self.name)
         trains = [key for key, value in own.items() if value.requires_grad]
         changed = {key: one for key, one in own.items() if self.sent.get(key) != one._version}
         if not changed and trains == self.trains:
@@ -89,7 +89,7 @@ class Copies:
 
     def add(self, grads: Mapping[str, Tensor]) -> None:
         """Adds gradients to the copies'."""
-        own = into(self.ensemble, self.name)
+        own = into(self.ensemble(), self.name)
         for key, grad in grads.items():
             value = own[key]
             value.grad = grad.to(value) if value.grad is None else value.grad + grad.to(value)
