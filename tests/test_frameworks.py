@@ -526,11 +526,6 @@ def test_a_dspy_program_is_served(url, printed):
     lm = dspy.LM("openai/rc:medical", max_tokens=6, **options)
     assert lm(messages=USER) == [told()]
     assert lm.history[-1]["usage"]["completion_tokens"] == 6
-    weather = {"type": "function", "function": {"name": "weather", "parameters": {}}}
-    (called,) = dspy.LM("openai/rc", max_tokens=60, **options)(
-        messages=USER, tools=[weather], tool_choice="required"
-    )
-    assert called["tool_calls"][0].function.name == "weather"
 
 
 def test_an_example_says_that_nobody_serves(monkeypatch, capsys):
