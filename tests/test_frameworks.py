@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import importlib.util
+import re
 import runpy
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from rc_agents.errors import InputError
 from rc_agents.service import GenerationParams, GenerationService
 from tests.ensembles import talking
 from tests.server_running import running
+from tests.stand_ins import run_on_tiny_models
 
 pytestmark = [pytest.mark.tiny, pytest.mark.filterwarnings("ignore")]  # their warnings are theirs
 USER = [{"role": "user", "content": "Where is the river?"}]
@@ -545,3 +547,35 @@ def test_an_example_says_that_nobody_serves(monkeypatch, capsys):
         with pytest.raises(SystemExit, match="rc-agents serve package:demo") as caught:
             runpy.run_path(str(SERVED / f"{name}.py"), run_name="__main__")
         assert "\n" not in str(caught.value)
+
+
+# The page.
+
+PAGE = Path(__file__).parent.parent / "docs" / "integrations.md"
+SECTION = re.compile(r"^## ([^\n]+)\n\n```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MODULES = {
+    "smolagents": "smolagents",
+    "LlamaIndex": "llama_index",
+    "pydantic-ai": "pydantic_ai",
+    "Haystack": "haystack",
+    "CrewAI": "crewai",
+    "Microsoft's Agent Framework": "agent_framework",
+}
+
+
+def test_the_page_shows_every_framework():
+    assert [found[1] for found in SECTION.finditer(PAGE.read_text("utf-8"))] == list(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_the_page_shows_runs(name, tmp_path, capsys, request):
+    if importlib.util.find_spec(MODULES[name]) is None:
+        pytest.skip(f"{name} is not installed; run make frameworks")
+    if name == "CrewAI":
+        request.getfixturevalue("crewai")
+    text = PAGE.read_text("utf-8")
+    (block,) = (found for found in SECTION.finditer(text) if found[1] == name)
+    path = tmp_path / "shown.py"
+    path.write_text(block[2], "utf-8")  # some read the source of a tool
+    run_on_tiny_models(block[2], path, tmp_path / "stand-ins", {"__name__": "__main__"})
+    assert capsys.readouterr().out.strip()
