@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import re
 import runpy
@@ -27,6 +28,12 @@ SERVICE = GenerationService(MODEL)
 
 def told(prompt=USER, **options):
     return SERVICE.generate(prompt, GenerationParams(**{"max_new_tokens": 6, **options})).text
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    yield
+    gc.collect()  # clients that frameworks leave open, while their warnings are ignored
 
 
 # smolagents.
