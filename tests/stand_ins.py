@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import saved
 
-ROOM = 2048  # tokens, for a chat with tools
+ROOM = 4096  # tokens, for an agent that tells of its tools at length
 ADAPTER = re.compile(r'(?<=adapter=)"([^"]+)"')
 MODEL = re.compile(r'"(package:[^"]+|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"')
 

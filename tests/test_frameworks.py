@@ -1,6 +1,13 @@
 """The adapters of agent frameworks, against the installed framework; `make frameworks` installs and runs them all."""
 
+import asyncio
 import contextlib
+import gc
+import importlib.util
+import re
+import runpy
+import threading
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -8,6 +15,8 @@ import pytest
 from rc_agents.errors import InputError
 from rc_agents.service import GenerationParams, GenerationService
 from tests.ensembles import talking
+from tests.server_running import running
+from tests.stand_ins import run_on_tiny_models
 
 pytestmark = [pytest.mark.tiny, pytest.mark.filterwarnings("ignore")]  # their warnings are theirs
 USER = [{"role": "user", "content": "Where is the river?"}]
@@ -19,6 +28,12 @@ SERVICE = GenerationService(MODEL)
 
 def told(prompt=USER, **options):
     return SERVICE.generate(prompt, GenerationParams(**{"max_new_tokens": 6, **options})).text
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    yield
+    gc.collect()  # clients that frameworks leave open, while their warnings are ignored
 
 
 # smolagents.
@@ -146,6 +161,189 @@ def test_pydantic_ai_model_answers_calls_tools_and_makes_objects():
     assert set(seen) <= {"Rome", "Paris"}
 
 
+def test_pydantic_ai_model_streams_text_calls_and_objects():
+    ai = pytest.importorskip("pydantic_ai", reason="not installed; run make frameworks")
+    from pydantic import BaseModel
+    from rc_agents.adapters.pydantic_ai import EnsembleModel
+
+    class Place(BaseModel):
+        city: Literal["Rome", "Paris"]
+
+    def agent(tokens, **options):
+        model = EnsembleModel(MODEL, specialists=["medical"], settings={"max_tokens": tokens})
+        return ai.Agent(model, **options)
+
+    async def texts():
+        async with agent(6).run_stream("Where is the river?") as run:
+            pieces = [one async for one in run.stream_text(delta=True, debounce_by=None)]
+        return pieces, run.usage.output_tokens
+
+    async def whole(form):
+        async with agent(200, output_type=form).run_stream("Where?") as run:
+            return await run.get_output()
+
+    async def left():
+        async with agent(2000).run_stream("Where is the river?") as run:
+            await anext(run.stream_text(delta=True, debounce_by=None))
+            await run.cancel()
+        return run
+
+    pieces, tokens = asyncio.run(texts())
+    assert "".join(pieces) == told()
+    assert len(pieces) > 1
+    assert tokens == 6
+    assert asyncio.run(whole(Place)).city in ("Rome", "Paris")
+    assert asyncio.run(whole(ai.NativeOutput(Place))).city in ("Rome", "Paris")
+    assert asyncio.run(left()).response.state == "interrupted"
+    assert "rc_agents-stream" not in [one.name for one in threading.enumerate()]
+
+
+# Microsoft's Agent Framework.
+
+
+def test_agent_framework_client_answers_streams_and_is_cut_by_stop():
+    af = pytest.importorskip("agent_framework", reason="not installed; run make frameworks")
+    from rc_agents.adapters.agent_framework import EnsembleChatClient
+
+    client = EnsembleChatClient(MODEL, max_tokens=6, specialists=["medical"])
+    asked = [af.Message("user", ["Where is the river?"])]
+
+    def answer(**options):
+        return asyncio.run(_got(client.get_response(asked, options=options)))
+
+    async def streamed():
+        stream = client.get_response(asked, stream=True)
+        pieces = [one.text async for one in stream]
+        return pieces, await stream.get_final_response()
+
+    whole = answer()
+    assert whole.text == told()
+    assert whole.finish_reason == "length"
+    assert whole.usage_details["output_token_count"] == 6
+    assert answer(stop=[whole.text[2]]).text == whole.text[: whole.text.index(whole.text[2])]
+    pieces, final = asyncio.run(streamed())
+    assert "".join(pieces) == final.text == whole.text
+    assert len([one for one in pieces if one]) > 1
+    assert final.usage_details == whole.usage_details
+    assert final.finish_reason == "length"
+    ruled = [{"role": "system", "content": "Be brief."}, *USER]
+    assert answer(instructions="Be brief.").text == told(ruled, specialists=["medical"])
+    with pytest.raises(InputError, match="presence_penalty"):
+        answer(presence_penalty=1.0)
+    picture = af.Content.from_uri("http://localhost/a.png", media_type="image/png")
+    asked = [af.Message("user", [picture])]
+    with pytest.raises(InputError, match="text only"):
+        answer()
+
+
+async def _got(coming):
+    return await coming
+
+
+def test_an_agent_framework_agent_calls_its_tool_and_makes_objects():
+    af = pytest.importorskip("agent_framework", reason="not installed; run make frameworks")
+    from pydantic import BaseModel
+    from rc_agents.adapters.agent_framework import EnsembleChatClient
+
+    class Place(BaseModel):
+        city: Literal["Rome", "Paris"]
+
+    seen = []
+
+    @af.tool(approval_mode="never_require")
+    def weather(city: Literal["Rome", "Paris"]) -> str:
+        """Tells the weather."""
+        seen.append(city)
+        return "dry"
+
+    agent = af.Agent(EnsembleChatClient(MODEL, max_tokens=80), instructions="Be brief.")
+    must = {"tools": [weather], "tool_choice": "required"}
+    found = asyncio.run(agent.run("Where?", options=must))
+    assert len(seen) == 1
+    assert set(seen) <= {"Rome", "Paris"}
+    kinds = [content.type for message in found.messages for content in message.contents]
+    assert kinds[:2] == ["function_call", "function_result"]
+    assert found.text
+
+    async def streamed():
+        coming = agent.run("Where?", stream=True, options=must)
+        return [content.type async for one in coming for content in one.contents]
+
+    assert {"function_call", "function_result", "text"} <= set(asyncio.run(streamed()))
+    for form in (Place, {"schema": Place.model_json_schema(), "strict": True}):
+        made = asyncio.run(agent.run("Where?", options={"response_format": form})).text
+        assert Place.model_validate_json(made).city in ("Rome", "Paris")
+
+
+# CrewAI.
+
+
+@pytest.fixture
+def crewai(monkeypatch, tmp_path):
+    for name in ("CREWAI_DISABLE_TELEMETRY", "CREWAI_TESTING", "OTEL_SDK_DISABLED"):
+        monkeypatch.setenv(name, "true")
+    monkeypatch.setenv("CREWAI_TRACING_ENABLED", "false")
+    monkeypatch.setenv("CREWAI_STORAGE_DIR", str(tmp_path))
+    return pytest.importorskip("crewai", reason="not installed; run make frameworks")
+
+
+def test_crewai_llm_answers_streams_counts_and_makes_objects(crewai):
+    from pydantic import BaseModel
+    from rc_agents.adapters.crewai import EnsembleLLM
+
+    class Place(BaseModel):
+        city: Literal["Rome", "Paris"]
+
+    asked = "Where is the river?"
+    llm = EnsembleLLM(MODEL, max_tokens=6, specialists=["medical"])
+    assert llm.call(asked) == told() == asyncio.run(llm.acall(asked))
+    assert llm.get_token_usage_summary().completion_tokens == 12
+    assert llm.get_input_tokens_count(asked) == SERVICE.count_tokens(USER)
+    assert llm.get_context_window_size() == int(0.85 * 8192)
+    with llm.stream_events(USER) as stream:
+        chunks = [one.content for one in stream if one.type == "llm_stream_chunk"]
+    assert "".join(chunks) == stream.result == told()
+    assert len(chunks) > 1
+    stop = told()[2]
+    cut = EnsembleLLM(MODEL, max_tokens=6, specialists=["medical"], stop=stop).call(asked)
+    assert cut == told()[: told().index(stop)]
+    wide = EnsembleLLM(MODEL, max_tokens=100)
+    assert wide.call("Where?", response_model=Place).city in ("Rome", "Paris")
+    with pytest.raises(ValueError, match="Place"):
+        EnsembleLLM(MODEL, max_tokens=3).call("Where?", response_model=Place)
+    for wrong in ({"top_p": 2}, {"presence_penalty": 1.0}, {"colour": "red"}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            EnsembleLLM(MODEL, **wrong)
+
+
+def test_a_crewai_crew_calls_its_tool_and_ends(crewai):
+    from crewai.tools import tool
+    from rc_agents.adapters.crewai import EnsembleLLM
+
+    seen = []
+
+    @tool("weather", result_as_answer=True)
+    def weather(city: Literal["Rome", "Paris"]) -> str:
+        """Tells the weather."""
+        seen.append(city)
+        return "dry"
+
+    llm = EnsembleLLM(MODEL, max_tokens=150, tool_choice="required")
+    guide = crewai.Agent(role="guide", goal="answer", backstory="brief", llm=llm, tools=[weather])
+    task = crewai.Task(description="Where?", expected_output="the weather", agent=guide)
+    found = crewai.Crew(agents=[guide], tasks=[task]).kickoff()
+    assert found.raw == "dry"
+    assert len(seen) == 1
+    assert set(seen) <= {"Rome", "Paris"}
+    assert found.token_usage.successful_requests == 1
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome"]}}, "required": ["city"]}
+    given = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    (call,) = llm.call("Where?", tools=[given])
+    assert call["function"] == {"name": "weather", "arguments": '{"city": "Rome"}'}
+    named = {"weather": lambda city: city.upper()}
+    assert llm.call("Where?", tools=[given], available_functions=named) == "ROME"
+
+
 # Haystack.
 
 
@@ -183,3 +381,208 @@ def test_haystack_generator_answers_streams_and_is_saved(tmp_path):
     assert again.get_component("llm").model == "my-ensemble"
     with pytest.raises(InputError, match="path or id"):
         llm.to_dict()
+
+
+# Through the server.
+
+SERVED = Path(__file__).parent.parent / "examples" / "served"
+
+
+@pytest.fixture(scope="module")
+def url():
+    with running(MODEL) as server:
+        yield f"{server.url}/v1"
+
+
+@pytest.fixture
+def printed(url, capsys, monkeypatch):
+    """Runs an example against the server; returns the lines that it prints."""
+
+    def run(name):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # DSPy's would fetch a table
+        runpy.run_path(str(SERVED / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out.strip().splitlines()
+
+    return run
+
+
+def test_an_openai_agents_agent_is_served(url, printed):
+    agents = pytest.importorskip("agents", reason="not installed; run make frameworks")
+    import openai
+    from pydantic import BaseModel
+
+    class Place(BaseModel):
+        city: Literal["Rome", "Paris"]
+
+    async def asked():
+        async with openai.AsyncOpenAI(base_url=url, api_key="none") as client:
+            model = agents.OpenAIChatCompletionsModel("rc:medical", client)
+            short, long = (agents.ModelSettings(max_tokens=size) for size in (6, 100))
+            plain = agents.Agent("guide", model=model, model_settings=short)
+            whole = await agents.Runner.run(plain, "Where is the river?")
+            stream = agents.Runner.run_streamed(plain, "Where is the river?")
+            kinds = [one.type async for one in stream.stream_events()]
+            typed = agents.Agent("guide", model=model, model_settings=long, output_type=Place)
+            made = await agents.Runner.run(typed, "Where?")
+        return whole, kinds.count("raw_response_event"), stream.final_output, made.final_output
+
+    assert set(printed("openai_agents")) <= {"Plague", "Influenza", "Measles"}
+    agents.set_tracing_disabled(True)
+    whole, pieces, streamed, made = asyncio.run(asked())
+    assert whole.final_output == streamed == told()
+    assert whole.raw_responses[0].usage.output_tokens == 6
+    assert pieces > 6
+    assert made.city in ("Rome", "Paris")
+
+
+def test_an_autogen_team_is_served(url, printed):
+    pytest.importorskip("autogen_agentchat", reason="not installed; run make frameworks")
+    from autogen_agentchat.agents import AssistantAgent
+    from autogen_core.models import UserMessage
+    from autogen_core.tools import FunctionTool
+    from autogen_ext.models.openai import OpenAIChatCompletionClient
+    from pydantic import BaseModel
+
+    class Place(BaseModel):
+        city: Literal["Rome", "Paris"]
+
+    def weather(city: Literal["Rome", "Paris"]) -> str:
+        return "dry"
+
+    lines = printed("autogen_team")
+    assert lines[0] == "user: What is influenza?"
+    assert {"writer", "reviser"} <= {line.partition(":")[0] for line in lines}
+    knows = dict.fromkeys(("function_calling", "json_output", "structured_output"), True)
+    info = {**knows, "vision": False, "family": "unknown"}
+    asked = [UserMessage(content="Where is the river?", source="user")]
+
+    async def main():
+        client = OpenAIChatCompletionClient(
+            model="rc:medical", base_url=url, api_key="none", model_info=info, max_tokens=100
+        )
+        short = {"max_tokens": 6}
+        whole = await client.create(asked, extra_create_args=short)
+        usage = {"include_usage": True, "extra_create_args": short}
+        *pieces, last = [one async for one in client.create_stream(asked, **usage)]
+        tool = FunctionTool(weather, description="Tells the weather.")
+        called = await client.create(asked, tools=[tool], tool_choice="required")
+        agent = AssistantAgent("guide", client, output_content_type=Place)
+        made = (await agent.run(task="Where?")).messages[-1].content
+        await client.close()
+        return whole, pieces, last, called, made
+
+    whole, pieces, last, called, made = asyncio.run(main())
+    assert whole.content == "".join(pieces) == last.content == told()
+    assert whole.usage.completion_tokens == last.usage.completion_tokens == 6
+    assert called.finish_reason == "function_calls"
+    assert Place.model_validate_json(called.content[0].arguments).city in ("Rome", "Paris")
+    assert made.city in ("Rome", "Paris")
+
+
+def test_an_ag2_agent_is_served(url, printed):
+    ag2 = pytest.importorskip("ag2", reason="not installed; run make frameworks")
+    from ag2.config import OpenAIConfig
+
+    seen = []
+
+    def weather(city: Literal["Rome", "Paris"]) -> str:
+        """Tells the weather."""
+        seen.append(city)
+        return "dry"
+
+    def config(tokens, **options):
+        return OpenAIConfig(
+            model="rc:medical", base_url=url, api_key="none", max_tokens=tokens, **options
+        )
+
+    async def main(**options):
+        agent = ag2.Agent("guide", prompt="Be brief.", config=config(6, **options))
+        reply = await agent.ask("Where is the river?")
+        again = await reply.ask("And now?")
+        return reply.body, again.body
+
+    (line,) = printed("ag2_agent")
+    assert line.startswith("Illness(code=")
+    first, second = asyncio.run(main())
+    talk = [{"role": "system", "content": "Be brief."}, *USER]
+    assert first == told(talk, specialists=["medical"])
+    talk += [{"role": "assistant", "content": first}, {"role": "user", "content": "And now?"}]
+    assert second == told(talk, specialists=["medical"])
+    assert asyncio.run(main(streaming=True)) == (first, second)
+    calling = config(100, extra_body={"tool_choice": "required"})
+    agent = ag2.Agent("guide", config=calling, tools=[weather])
+
+    async def until_called():
+        asked = asyncio.create_task(agent.ask("Where?"))  # a call is required of it for ever
+        while len(seen) < 2 and not asked.done():
+            await asyncio.sleep(0.05)
+        asked.cancel()
+
+    asyncio.run(until_called())
+    assert len(seen) >= 2
+    assert set(seen) <= {"Rome", "Paris"}
+
+
+def test_a_dspy_program_is_served(url, printed):
+    pytest.importorskip("dspy", reason="not installed; run make frameworks")
+    (line,) = printed("dspy_program")
+    assert line in ("Plague", "Influenza", "Measles")
+    import dspy
+
+    options = {"api_base": url, "api_key": "none", "cache": False}
+    lm = dspy.LM("openai/rc:medical", max_tokens=6, **options)
+    assert lm(messages=USER) == [told()]
+    assert lm.history[-1]["usage"]["completion_tokens"] == 6
+
+
+def test_an_example_says_that_nobody_serves(monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    needs = {
+        "openai_agents": "agents",
+        "autogen_team": "autogen_agentchat",
+        "ag2_agent": "ag2",
+        "dspy_program": "dspy",
+    }
+    assert set(needs) == {path.stem for path in SERVED.glob("*.py")}
+    tried = [name for name, module in needs.items() if importlib.util.find_spec(module)]
+    if not tried:
+        pytest.skip("none of their frameworks is installed; run make frameworks")
+    for name in tried:
+        with pytest.raises(SystemExit, match="rc-agents serve package:demo") as caught:
+            runpy.run_path(str(SERVED / f"{name}.py"), run_name="__main__")
+        assert "\n" not in str(caught.value)
+
+
+# The page.
+
+PAGE = Path(__file__).parent.parent / "docs" / "integrations.md"
+SECTION = re.compile(r"^## ([^\n]+)\n\n```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MODULES = {
+    "smolagents": "smolagents",
+    "LlamaIndex": "llama_index",
+    "pydantic-ai": "pydantic_ai",
+    "Haystack": "haystack",
+    "CrewAI": "crewai",
+    "Microsoft's Agent Framework": "agent_framework",
+}
+
+
+def test_the_page_shows_every_framework():
+    assert [found[1] for found in SECTION.finditer(PAGE.read_text("utf-8"))] == list(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_the_page_shows_runs(name, tmp_path, capsys, request):
+    if importlib.util.find_spec(MODULES[name]) is None:
+        pytest.skip(f"{name} is not installed; run make frameworks")
+    if name == "CrewAI":
+        request.getfixturevalue("crewai")
+    text = PAGE.read_text("utf-8")
+    (block,) = (found for found in SECTION.finditer(text) if found[1] == name)
+    path = tmp_path / "shown.py"
+    path.write_text(block[2], "utf-8")  # some read the source of a tool
+    run_on_tiny_models(block[2], path, tmp_path / "stand-ins", {"__name__": "__main__"})
+    assert capsys.readouterr().out.strip()

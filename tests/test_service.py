@@ -1,5 +1,6 @@
 """The generation service: one path for single calls, batches and streams."""
 
+import asyncio
 import gc
 import logging
 import resource
@@ -15,7 +16,15 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import rc_agents
 from rc_agents.errors import InputError
-from rc_agents.service import CHOICES, LIMITS, GenerationParams, GenerationService, Prompt, load
+from rc_agents.service import (
+    CHOICES,
+    LIMITS,
+    GenerationParams,
+    GenerationService,
+    Prompt,
+    load,
+    unblocked,
+)
 from rc_agents.service.reading import RowReader
 from tests.tiny import CONTEXT, saved, tiny
 from tests.tiny_tokenizers import EOS, KINDS, tiny_tokenizer
@@ -334,6 +343,24 @@ def test_a_stream_can_be_closed_from_another_thread(service):
     reader.join(10)
     assert not reader.is_alive()
     assert stream.result.finish_reason == "cancelled"
+
+
+def test_a_stream_is_read_without_holding_up_the_event_loop(service):
+    chosen = params(max_new_tokens=5)
+
+    async def pieces(items):
+        return [piece async for piece in unblocked(items)]
+
+    async def meanwhile():
+        go = threading.Event()
+        asyncio.get_running_loop().call_later(0.1, go.set)
+        return await pieces(go.wait(20) for _ in range(1))
+
+    with service.stream("x", chosen) as stream:
+        found = asyncio.run(pieces(stream))
+    assert "".join(found) == service.generate("x", chosen).text
+    assert len(found) > 1
+    assert asyncio.run(meanwhile()) == [True]  # set while it waited
 
 
 def test_a_dropped_stream_ends_its_thread(service):

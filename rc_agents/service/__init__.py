@@ -12,7 +12,7 @@ from .loading import load
 from .params import CHOICES, LIMITS, GenerationParams
 from .prompts import Prompt, PromptLike
 from .service import GenerationResult, GenerationService
-from .stream import TextStream
+from .stream import TextStream, unblocked
 from .tools import Tool, ToolCall, check_tools
 from .trace import TokenRecord
 
@@ -33,4 +33,5 @@ __all__ = [
     "ToolCall",
     "check_tools",
     "load",
+    "unblocked",
 ]

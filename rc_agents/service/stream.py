@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from ..errors import InputError
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass
@@ -96,3 +98,14 @@ class TextStream(Iterator[str], Generic[R]):
     def __del__(self) -> None:
         if closed := getattr(self, "_closed", None):
             closed.set()
+
+
+async def unblocked(items: Iterator[T]) -> AsyncIterator[T]:
+    """Yields what an iterator yields; each item is waited for in a thread, so that the event loop goes on.
+
+    Args:
+        items: such as a `TextStream`, or what `Conversation.pieces` makes of one.
+    """
+    end = object()
+    while (item := await asyncio.to_thread(next, items, end)) is not end:
+        yield cast(T, item)

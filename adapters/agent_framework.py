@@ -1,0 +1,190 @@
+"""Microsoft's Agent Framework: a chat client over an ensemble.
+
+agent = Agent(EnsembleChatClient("my-ensemble", specialists=["medical"]), instructions="Be brief.", tools=[...])
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent_framework import (
+    BaseChatClient,
+    ChatMiddlewareLayer,
+    ChatResponse,
+    ChatResponseUpdate,
+    Content,
+    FunctionInvocationLayer,
+    FunctionTool,
+    Message,
+    prepend_instructions_to_messages,
+)
+from agent_framework.observability import ChatTelemetryLayer
+
+from rc_agents import CoupledForCausalLM
+from rc_agents.errors import InputError
+from rc_agents.service import (
+    Conversation,
+    GenerationParams,
+    GenerationResult,
+    GenerationService,
+    unblocked,
+)
+
+PARAMS = (
+    *("temperature", "top_p", "top_k", "seed", "stop", "timeout"),
+    *("logit_bias", "specialists", "strength"),
+)
+UNSUPPORTED = ("frequency_penalty", "presence_penalty", "conversation_id")
+UNREAD = ("text_reasoning", "usage")
+"""Contents of earlier answers that are not said again."""
+
+
+class EnsembleChatClient(
+    FunctionInvocationLayer, ChatMiddlewareLayer, ChatTelemetryLayer, BaseChatClient
+):
+    """An ensemble as a chat client of Agent Framework, which calls tools itself; answers run in threads of their own.
+
+    Args:
+        model: a live ensemble, or its folder, id or `package:NAME`.
+        middleware: of the framework.
+        options: `max_tokens` and what `GenerationParams` takes, for every call; each call may pass its own.
+    """
+
+    OTEL_PROVIDER_NAME = "rc_agents"
+
+    def __init__(
+        self,
+        model: CoupledForCausalLM | str | Path,
+        *,
+        middleware: Sequence[Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(middleware=middleware)
+        self.service, self.options = GenerationService.of(model), options
+        self.model = self.service.model.name_or_path or "rc_agents"
+
+    def _inner_get_response(
+        self, *, messages: Sequence[Message], stream: bool, options: Mapping[str, Any], **_: Any
+    ) -> Any:
+        if stream:
+            form = options.get("response_format")
+            return self._build_response_stream(
+                self._updates(messages, options), response_format=form
+            )
+        return self._whole(messages, options)
+
+    async def _whole(self, messages: Sequence[Message], options: Mapping[str, Any]) -> ChatResponse:
+        talk, params = await self._plan(messages, options)
+        result = await asyncio.to_thread(self.service.generate, talk.prompt, params)
+        contents = [_content(piece) for piece in talk.pieces([result.text])]
+        calls = any(one.type == "function_call" for one in contents)
+        return ChatResponse(
+            messages=Message("assistant", contents),
+            model=self.model,
+            finish_reason=_reason(result, calls),
+            usage_details=_usage(result),
+            response_format=options.get("response_format"),
+            raw_representation=result,
+        )
+
+    async def _updates(
+        self, messages: Sequence[Message], options: Mapping[str, Any]
+    ) -> AsyncIterator[ChatResponseUpdate]:
+        talk, params = await self._plan(messages, options)
+        calls = False
+        with self.service.stream(talk.prompt, params) as stream:
+            async for piece in unblocked(talk.pieces(stream)):
+                content = _content(piece)
+                calls = calls or content.type == "function_call"
+                yield ChatResponseUpdate(contents=[content], role="assistant", model=self.model)
+            result = stream.result
+        yield ChatResponseUpdate(
+            contents=[Content.from_usage(_usage(result))],
+            role="assistant",
+            model=self.model,
+            finish_reason=_reason(result, calls),
+        )
+
+    async def _plan(
+        self, messages: Sequence[Message], options: Mapping[str, Any]
+    ) -> tuple[Conversation, GenerationParams]:
+        asked = await self._validate_options({**self.options, **options})
+        if refused := [name for name in UNSUPPORTED if asked.get(name)]:
+            raise InputError(f"an ensemble has no {refused[0]}; leave it out")
+        tools, choice = _tools(asked.get("tools"), asked.get("tool_choice"))
+        told = prepend_instructions_to_messages(list(messages), asked.get("instructions"))
+        talk = await asyncio.to_thread(
+            self.service.converse,
+            [turn for message in told for turn in _turns(message)],
+            tools=tools,
+            tool_choice=choice,
+            parallel_tool_calls=bool(asked.get("allow_multiple_tool_calls")),
+            response_format=_form(asked.get("response_format")),
+        )
+        known = {name: asked[name] for name in PARAMS if asked.get(name) is not None}
+        return talk, talk.params(GenerationParams(max_new_tokens=asked.get("max_tokens"), **known))
+
+
+def _content(piece: Any) -> Content:
+    if isinstance(piece, str):
+        return Content.from_text(piece)
+    return Content.from_function_call(piece.id, piece.name, arguments=piece.text)
+
+
+def _turns(message: Message) -> Iterator[dict[str, Any]]:
+    """A message in OpenAI's form; each result of a call is one of its own."""
+    texts, calls = [], []
+    for one in message.contents:
+        if one.type == "text":
+            texts.append(one.text)
+        elif one.type == "function_call":
+            calls.append(
+                {"id": one.call_id, "function": {"name": one.name, "arguments": one.arguments}}
+            )
+        elif one.type == "function_result":
+            yield {"role": "tool", "tool_call_id": one.call_id, "content": str(one.result or "")}
+        elif one.type not in UNREAD:
+            raise InputError(f"the ensemble reads text only, got a content of type {one.type!r}")
+    if texts or calls:
+        turn = {"role": str(message.role), "content": "".join(texts)}
+        yield {**turn, "tool_calls": calls} if calls else turn
+
+
+def _tools(given: Any, choice: Any) -> tuple[list[Any] | None, str | None]:
+    tools = [
+        one.to_json_schema_spec() if isinstance(one, FunctionTool) else one for one in given or ()
+    ]
+    if isinstance(choice, Mapping):
+        allowed = choice.get("allowed_tools")
+        if allowed is not None:
+            tools = [one for one in tools if one["function"]["name"] in allowed]
+        choice = choice.get("required_function_name") or choice["mode"]
+    return tools or None, choice
+
+
+def _form(given: Any) -> Any:
+    """OpenAI's `response_format` from it, from a schema, or from a pydantic class."""
+    if given is None or (isinstance(given, Mapping) and "json_schema" in given):
+        return given
+    if not isinstance(given, Mapping):
+        given = {"schema": given.model_json_schema(), "strict": True}
+    elif given.get("type") in ("text", "json_object"):
+        return given
+    return {"type": "json_schema", "json_schema": given}
+
+
+def _reason(result: GenerationResult, calls: bool) -> str:
+    reason = "length" if result.finish_reason == "timeout" else result.finish_reason
+    return "tool_calls" if calls and reason == "stop" else reason
+
+
+def _usage(result: GenerationResult) -> Any:
+    tokens = result.prompt_tokens, result.completion_tokens
+    return {
+        "input_token_count": tokens[0],
+        "output_token_count": tokens[1],
+        "total_token_count": sum(tokens),
+    }
