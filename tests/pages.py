@@ -51,8 +51,15 @@ def alignment(folder: Path) -> dict[str, Any]:
     return {"model": talking("medical")}
 
 
+def nodes(folder: Path) -> dict[str, Any]:
+    """A saved ensemble."""
+    talking("medical").save_pretrained(folder / "ensemble", include_bases=True)
+    return {"ensemble": str(folder / "ensemble")}
+
+
 GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
     "alignment": alignment,
+    "nodes": nodes,
     "training": training,
 }
 SWAPS = {

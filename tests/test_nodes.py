@@ -1,21 +1,28 @@
 """Models in processes of their own give what one process gives: the common tests, run once more over links."""
 
 import contextlib
+import copy
+import gc
 import inspect
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rc_agents.adapters.langchain import ChatCoupled
 
 import rc_agents
 from rc_agents import BridgeConfig, Topology
 from rc_agents.nodes import NodeSettings
+from rc_agents.service import GenerationParams, GenerationService
 from tests import test_common_suite as common
 from tests import test_generation as generation
 from tests import test_selection as selection
 from tests import test_span as span
-from tests.connected import connected
-from tests.ensembles import GREEDY, ensemble, padded, prompts, wake
+from tests.connected import connected, linked
+from tests.ensembles import GREEDY, ensemble, padded, prompts, talking, wake
 from tests.spans import PROSE, batch_of, span_ensemble
 
 pytestmark = pytest.mark.tiny
@@ -160,9 +167,72 @@ def test_trained_bridges_are_saved_from_the_anchors_process(tmp_path):
     with connected(one, trains=True) as model:
         wake(model, seed=5)
         wake(one, seed=5)
-        assert torch.equal(model(ids).logits, one(ids).logits)
-        own = dict(model.trainable_parameters())
-    assert own.keys() == dict(one.trainable_parameters()).keys()
+        assert torch.equal(model(ids).logits, one(ids).logits)  # the other process runs them, too
+        model.save_pretrained(tmp_path / "trained")
+        bases = {name: f"{model.name_or_path}/{ref['base']}" for name, ref in _bases(model).items()}
+        saved = rc_agents.CoupledForCausalLM.from_pretrained(tmp_path / "trained", bases=bases)
+        assert torch.equal(saved(ids).logits, one(ids).logits)
+
+
+def _bases(model):
+    config = json.loads((Path(model.name_or_path) / "config.json").read_text())
+    return config["models"]
+
+
+def test_what_needs_the_other_processes_weights_is_refused(tmp_path):
+    one = ensemble("llama", "gpt2")
+    with connected(one) as model:
+        with pytest.raises(rc_agents.RCError, match="connect with trains=True"):
+            model.save_pretrained(tmp_path)
+        with pytest.raises(rc_agents.RCError, match="in another process; ask there"):
+            model.base_fingerprint("medical")
+        assert model.base_fingerprint() == {"anchor": one.base_fingerprint("anchor")}
+        with pytest.raises(rc_agents.RCError, match="stay as they are"):
+            model.add_specialist("law", one.models["medical"], alignment="shared")
+        with pytest.raises(rc_agents.RCError, match="stay as they are"):
+            model.remove_specialist("medical")
+        with torch.no_grad():
+            cache = model(prompts(), use_cache=True).past_key_values
+        with pytest.raises(rc_agents.RCError, match="cannot be copied"):
+            copy.deepcopy(cache)
+
+
+def test_a_cache_that_is_gone_is_freed_in_the_other_process():
+    one, ids = ensemble("llama", "gpt2"), prompts()
+    with linked(one) as (model, nodes):
+        for _ in range(5):
+            model.generate(ids, max_new_tokens=2, **GREEDY)
+        gc.collect()
+        out = model(ids, use_cache=True)
+        assert len(nodes["medical"].memories) == 1
+        assert out.past_key_values.caches["medical"].id in nodes["medical"].memories
+
+
+def test_calls_from_four_threads_take_turns():
+    one = ensemble("llama", "gpt2")
+    texts = [prompts(1, 6 + n, seed=n) for n in range(4)]
+    settings = {**GREEDY, "max_new_tokens": 5}
+    expected = [one.generate(ids, **settings) for ids in texts]
+    with connected(one) as model, ThreadPoolExecutor(4) as pool:
+        for _ in range(2):
+            found = list(pool.map(lambda ids: model.generate(ids, **settings), texts))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_service_and_its_adapters_run_on_top():
+    one = talking("medical")
+    params = GenerationParams(max_new_tokens=6, temperature=0)
+    expected = GenerationService(one).generate("the people", params).text
+    with connected(one) as model:
+        service = GenerationService(model)
+        assert service.generate("the people", params).text == expected
+        with service.stream("the people", params) as pieces:
+            assert "".join(pieces) == expected
+        chat = ChatCoupled(model=model, max_tokens=6, temperature=0)
+        assert (
+            chat.invoke("the people").content
+            == ChatCoupled(model=one, max_tokens=6, temperature=0).invoke("the people").content
+        )
 
 
 @pytest.mark.parametrize("wire", ["bfloat16", "int8"])

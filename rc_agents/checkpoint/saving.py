@@ -78,6 +78,15 @@ def save_checkpoint(
 
 
 def _check_members(ensemble: CoupledForCausalLM, include_bases: bool) -> None:
+    if any(tensor.is_meta for tensor in ensemble.state_dict().values()):
+        raise CheckpointError(
+            f"the bridges into {', '.join(ensemble.remote_names)} are in their own processes; "
+            "to save them, connect with trains=True"
+        )
+    if include_bases and ensemble.remote_names:
+        raise CheckpointError(
+            f"include_bases cannot save {ensemble.remote_names[0]!r}, whose weights another process holds"
+        )
     for name, member in ensemble.members.items():
         if member.ref.base is None and not include_bases:
             raise CheckpointError(

@@ -273,14 +273,18 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
         membership.remove(self, name)
 
     def base_fingerprint(self, name: str | None = None) -> Any:
-        """Returns the hash of a base's weights as they are in memory, or of every model's by name."""
-        if name is not None:
-            return backbone.weights_hash(
-                self.models[
-                    selection.check_names([name], self.names)[0] if name != ANCHOR else name
-                ]
-            )
-        return {each: backbone.weights_hash(model) for each, model in self.models.items()}
+        """Returns the hash of a base's weights as they are in memory, or of every model's by name.
+
+        Models of other processes are left out; asked for by name they raise `InputError`.
+        """
+        if name is None:
+            here = {each: one for each, one in self.models.items() if not self.members[each].remote}
+            return {each: backbone.weights_hash(model) for each, model in here.items()}
+        if name != ANCHOR:
+            selection.check_names([name], self.names)
+        if self.members[name].remote:
+            raise InputError(f"the weights of {name!r} are in another process; ask there")
+        return backbone.weights_hash(self.models[name])
 
     def save_pretrained(
         self, save_directory: str | Path, *, include_bases: bool = False, **kwargs: Any
