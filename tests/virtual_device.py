@@ -75,7 +75,11 @@ class VirtualTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: Tensor, device: torch.device) -> "VirtualTensor":
+    def __new__(
+        cls, inner: Tensor, device: torch.device | None = None, requires_grad: bool = False
+    ) -> Tensor:
+        if device is None:  # accelerate makes a parameter's class anew around what it has moved
+            return torch.nn.Parameter(inner, requires_grad=requires_grad)
         wrapper = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -89,6 +93,10 @@ class VirtualTensor(torch.Tensor):
 
     def __repr__(self) -> str:
         return f"VirtualTensor({self.inner!r}, device={self.device})"
+
+    def data_ptr(self) -> int:
+        """Tells tensors from one another, as on any device."""
+        return self.inner.data_ptr()
 
     def tolist(self) -> Any:
         """As on any device, which PyTorch refuses for subclasses."""
@@ -107,6 +115,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Computes on the CPU and gives the result the device it would have had."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     device = _result_device(func, tensors, kwargs.get("device"))
+    if device.type == "meta":
+        return func(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
     if func in COPIES:
         source, target = (args[1], args[0]) if func is aten.copy_.default else (args[0], device)
         _log(source, target.device if isinstance(target, Tensor) else target)

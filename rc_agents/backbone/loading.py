@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from .. import packaged
 from ..config import ModelRef
 from ..errors import ModelError, RCError
+from ..quantization import loader_config
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
@@ -68,6 +69,7 @@ def load(
         device_map: whatever Hugging Face's `from_pretrained` accepts.
         base: an already loaded copy of the same base, whose weights an adapter specialist then shares.
         trust_remote_code: passed on; off unless the user asks for it.
+        kwargs: more settings of Hugging Face's `from_pretrained`; None leaves one out.
 
     Raises:
         ModelError: the base or adapter is missing or cannot be loaded; the message names the model.
@@ -82,6 +84,7 @@ def load(
             "revision": ref.revision,
             "subfolder": ref.subfolder,
             "device_map": device_map,
+            "quantization_config": loader_config(name, ref.quantization),
             **kwargs,
         }
         options = {key: value for key, value in options.items() if value is not None}

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rc_agents import CoupledForCausalLM
+from rc_agents.errors import ConfigError
 
 from .models import MODEL_HELP, Anchor, DeviceMap, DType, Specialists, open_model
+from .plan import TOKENS, Devices, Quantize, planned, show
 
 
 def info(
@@ -26,8 +28,30 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     device_map: DeviceMap = None,
     dtype: DType = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Plan which model goes where; no weight is loaded."),
+    ] = False,
+    devices: Devices = None,
+    quantization: Quantize = None,
+    tokens: Annotated[
+        int, typer.Option(min=0, help="For --plan: the text that there is to be room for.")
+    ] = TOKENS,
+    rows: Annotated[int, typer.Option(min=1, help="For --plan: rows of a batch.")] = 1,
 ) -> None:
-    """Show an ensemble: its models, where they meet, who reads whom and how loudly, parameters and memory."""
+    """Show an ensemble: its models, where they meet, who reads whom and how loudly, parameters and memory.
+
+    With --plan, where its models would go on this machine or another, and what would cross between devices.
+    """
+    if plan:
+        made = planned(
+            model, anchor, specialist, device_map, dtype, devices, quantization, tokens, rows
+        )
+        show(made, as_json)
+        return
+    for option, value in (("--devices", devices), ("--quantization", quantization)):
+        if value is not None:
+            raise ConfigError(f"{option} needs --plan")
     found = describe(open_model(model, anchor, specialist, device_map, dtype))
     if as_json:
         print(json.dumps(found))
@@ -95,7 +119,8 @@ def _distinct(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Tensors, those that share their memory once."""
     seen = set()
     for tensor in tensors:
-        place = (tensor.device, tensor.data_ptr(), tensor.shape) if tensor.numel() else id(tensor)
+        held = tensor.numel() and not tensor.is_meta  # an offloaded one has no place
+        place = (tensor.device, tensor.data_ptr(), tensor.shape) if held else id(tensor)
         if place not in seen:
             seen.add(place)
             yield tensor
