@@ -2,13 +2,14 @@
 
 PyTorch leaves one device type (PrivateUse1) for backends written outside it. Here it is a tensor
 subclass over a CPU tensor: operations compute on the CPU, mixing devices raises as CUDA would, and
-every copy from one device to another is logged. It needs no dispatch mode, so it holds in every
-thread. Reading one number (`item()`) is not logged, as no tensor results.
+every copy from one device to another is logged, and every read of a number for which a processor
+would wait. It needs no dispatch mode, so it holds in every thread.
 
     with virtual_devices(2) as devices:
         model.to(devices[1])
         ...
         devices.transfers       # [Transfer(source=cpu, target=vgpu:1, shape=..., dtype=...), ...]
+        devices.reads           # ["aten._local_scalar_dense.default", ...]
 """
 
 import contextlib
@@ -28,6 +29,8 @@ LIMIT = 16  # devices the backend reports to PyTorch; how many exist is up to th
 CPU = torch.device("cpu")
 aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._to_copy.default, aten._copy_from.default}
+READS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default}
+"""What makes the processor wait for a device: its answer is a number or a shape."""
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 
 
@@ -52,6 +55,7 @@ class VirtualDevices(Sequence[torch.device]):
 
     count: int
     transfers: list[Transfer] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.count
@@ -115,6 +119,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Computes on the CPU and gives the result the device it would have had."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     device = _result_device(func, tensors, kwargs.get("device"))
+    if func in READS and _active is not None:
+        _active.reads.append(str(func))
     if device.type == "meta":
         return func(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
     if func in COPIES:

@@ -97,7 +97,7 @@ def _assign(
     placed: list[Unit] = []
     for unit in sorted(units, key=lambda unit: -unit.need):
         placed.append(unit)
-        found = []
+        found: list[tuple[float, float, int, dict[str, Place]]] = []
         for start in beam:
             for home in homes:
                 chosen = start | dict.fromkeys(unit.names, home)

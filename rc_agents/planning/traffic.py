@@ -58,8 +58,8 @@ def crossings(
             ends = [homes[name][row[columns[name]] - 1] for name in edge]
             _count(found, f"{edge.source} -> {edge.target}", ends, sizes[edge.source].state_bytes)
     for name, size in sizes.items():
-        for ends in itertools.pairwise(homes[name]):
-            _count(found, name, ends, size.state_bytes)
+        for pair in itertools.pairwise(homes[name]):
+            _count(found, name, pair, size.state_bytes)
     return [
         Crossing(
             what=what,
