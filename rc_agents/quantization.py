@@ -66,7 +66,7 @@ def loader_config(name: str, value: Quantization | None) -> QuantizationConfigMi
     except ImportError as error:
         raise ModelError(_missing(name, data, error)) from error
     except (AssertionError, KeyError, NameError, TypeError, ValueError) as error:
-        if "torchao" in str(error) or isinstance(error, NameError):
+        if "to be installed" in str(error) or isinstance(error, NameError):
             raise ModelError(_missing(name, data, error)) from error
         raise ConfigError(
             f"model {name!r}: quantization does not fit: {type(error).__name__}: {error}"

@@ -81,18 +81,18 @@ def test_what_is_no_quantization_is_refused(value, message):
 
 
 def test_an_unknown_method_is_one_clear_line():
-    with pytest.raises(ConfigError, match="'law': quantization does not fit: .*nonesuch"):
+    with pytest.raises(ConfigError, match=r"'law': quantization does not fit: .*nonesuch"):
         loader_config("law", {"quant_method": "nonesuch"})
 
 
 def test_a_missing_library_is_named_with_its_extra(bases, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(ModelError, match="'law': .*lacks its library.*'rc-agents\\[quantize\\]'"):
+    with pytest.raises(ModelError, match=r"'law': .*lacks its library.*'rc-agents\[quantize\]'"):
         _couple(bases, quantization={"law": "int8"})
 
 
 def test_an_unknown_model_and_a_loaded_one_are_refused(bases):
-    with pytest.raises(ConfigError, match="quantization names an unknown model 'lawyer'"):
+    with pytest.raises(ConfigError, match=r"quantization names an unknown model 'lawyer'"):
         _couple(bases, quantization={"lawyer": "int8"})
     with pytest.raises(ConfigError, match="'law' was passed in loaded"):
         rc_agents.couple(

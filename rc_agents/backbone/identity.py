@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from accelerate.utils import align_module_device
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from .. import packaged
@@ -66,9 +68,20 @@ def weights_hash(model: nn.Module) -> str:
     for name, held in sorted(model.state_dict(keep_vars=True).items()):
         tensor = _fetched(model, name) if held.is_meta else held
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        for part in held_parts(tensor):
+            flat = part.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def held_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yields the tensors that hold a tensor's numbers: itself, or integers and scales of a quantized one."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    for name in names:
+        yield from held_parts(getattr(tensor, name))
 
 
 def _fetched(model: nn.Module, name: str) -> torch.Tensor:

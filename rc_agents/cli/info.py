@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rc_agents import CoupledForCausalLM
+from rc_agents import CoupledForCausalLM, backbone
 from rc_agents.errors import ConfigError
 
 from .models import MODEL_HELP, Anchor, DeviceMap, DType, Specialists, open_model
@@ -119,15 +119,17 @@ def _distinct(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Tensors, those that share their memory once."""
     seen = set()
     for tensor in tensors:
-        held = tensor.numel() and not tensor.is_meta  # an offloaded one has no place
-        place = (tensor.device, tensor.data_ptr(), tensor.shape) if held else id(tensor)
+        first = next(backbone.held_parts(tensor))
+        held = first.numel() and not first.is_meta  # an offloaded one has no place
+        place = (tensor.device, first.data_ptr(), tensor.shape) if held else id(tensor)
         if place not in seen:
             seen.add(place)
             yield tensor
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _distinct(tensors))
+    held = (part for tensor in tensors for part in backbone.held_parts(tensor))
+    return sum(part.numel() * part.element_size() for part in _distinct(held))
 
 
 def _models(found: dict[str, Any]) -> Table:
