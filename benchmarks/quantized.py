@@ -54,7 +54,9 @@ def ratio(base: list[float], other: list[float], seed: int) -> dict[str, float]:
 
 def times(models: dict[str, Any], row: Tensor, repeats: int) -> dict[str, dict[str, float]]:
     """Median seconds of a pass and of one decoded token behind it."""
-    caches = {name: model(input_ids=row, use_cache=True).past_key_values for name, model in models.items()}
+    caches = {
+        name: model(input_ids=row, use_cache=True).past_key_values for name, model in models.items()
+    }
 
     def step(name: str) -> None:
         models[name](input_ids=row[:, :1], past_key_values=caches[name], use_cache=True)
@@ -93,11 +95,16 @@ def main() -> None:
             "perplexity": math.exp(statistics.mean(read[name])),
             **ratio(read["float32"], read[name], arguments.seed),
             **{kind: spent[name][kind] for kind in ("pass", "step")},
-            **{f"{kind}_speedup": spent["float32"][kind] / spent[name][kind] for kind in ("pass", "step")},
+            **{
+                f"{kind}_speedup": spent["float32"][kind] / spent[name][kind]
+                for kind in ("pass", "step")
+            },
         }
         for name in models
     ]
-    print(f"{'form':9} {'perplexity':>10} {'ratio':>7} {'95 % interval':>16} {'pass':>7} {'step':>7}")
+    print(
+        f"{'form':9} {'perplexity':>10} {'ratio':>7} {'95 % interval':>16} {'pass':>7} {'step':>7}"
+    )
     for one in found:
         interval = f"{one['low']:.4f}-{one['high']:.4f}"
         print(
