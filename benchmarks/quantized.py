@@ -78,10 +78,12 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    models = {name: rc_agents.couple(arguments.model, **form) for name, form in FORMS.items()}
+    names = list(dict.fromkeys(["float32", *arguments.forms]))
+    models = {name: rc_agents.couple(arguments.model, **FORMS[name]) for name in names}
     texts = packaged.text(arguments.kind)[-20 * arguments.documents :]
     encoded = [models["float32"].tokenizer(text, return_tensors="pt").input_ids for text in texts]
     rows = [row[:, : arguments.tokens] for row in encoded if row.shape[1] >= arguments.tokens]

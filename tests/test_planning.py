@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 
 import rc_agents
 from rc_agents import Machine, ModelRef
@@ -364,3 +364,35 @@ def test_a_description_may_come_from_a_file(bases, tmp_path):
     assert {one.seconds is None for one in _plan(bases, machine).crossings} == {False}
     assert Machine.of("2x80GiB,cpu=1TB").memory == {0: 80 * 2**30, 1: 80 * 2**30, "cpu": 10**12}
     assert list(itertools.islice(Machine.of(None).memory, 0, 1)) == [Machine.of(None).homes[0]]
+
+
+@pytest.fixture(scope="module")
+def adapter(bases, tmp_path_factory):
+    peft = pytest.importorskip("peft", reason="adapters need PEFT")
+    base = AutoModelForCausalLM.from_pretrained(bases["anchor"])
+    kind = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    folder = tmp_path_factory.mktemp("adapter")
+    peft.get_peft_model(base, kind).save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_follows_its_base_over_devices(bases, adapter):
+    law = {"law": ModelRef(base=str(bases["anchor"]), adapter=str(adapter))}
+    layers = {f"model.layers.{block}": f"vgpu:{block // 2}" for block in range(4)}
+    ends = {"model.embed_tokens": "vgpu:0", "model.rotary_emb": "vgpu:0"}
+    spread = layers | ends | {"model.norm": "vgpu:1", "lm_head": "vgpu:1"}
+    ids, one = prompts(), rc_agents.couple(bases["anchor"], law, sites=2)
+    wake(one)
+    with virtual_devices(2):
+        model = rc_agents.couple(
+            bases["anchor"], law, sites=2, device_map=dict.fromkeys(("anchor", "law"), spread)
+        )
+        wake(model)
+        out = model(ids.to(model.device)).logits
+        torch.testing.assert_close(out.cpu(), one(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_over_an_offloaded_base_is_refused(bases, adapter):
+    law = {"law": ModelRef(base=str(bases["anchor"]), adapter=str(adapter))}
+    with pytest.raises(ModelError, match="'law': an adapter does not go onto a base"):
+        rc_agents.couple(bases["anchor"], law, sites=2, device_map="disk")

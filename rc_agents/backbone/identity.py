@@ -79,7 +79,7 @@ def held_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     if not is_traceable_wrapper_subclass(tensor):
         yield tensor
         return
-    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    names, _ = tensor.__tensor_flatten__()
     for name in names:
         yield from held_parts(getattr(tensor, name))
 

@@ -114,6 +114,11 @@ def _with_adapter(name: str, base: PreTrainedModel, ref: ModelRef) -> PreTrained
         raise ModelError(
             f"model {name!r} has the adapter {ref.adapter!r}, which needs PEFT; run: pip install 'rc-agents[train]'"
         ) from None
+    if any(one.is_meta for one in base.parameters()):
+        raise ModelError(
+            f"model {name!r}: an adapter does not go onto a base that lies partly in memory or on disk beside its "
+            "device; give the base a device that holds it, or merge the adapter and load the result"
+        )
     try:
         place = locate(str(ref.adapter))
         config = peft.PeftConfig.from_pretrained(place, revision=ref.adapter_revision)
