@@ -5,10 +5,11 @@ import sys
 
 import pytest
 import torch
+from rc_agents.benchmarks.quantized import losses, ratio
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import rc_agents
-from rc_agents import ModelRef
+from rc_agents import ModelRef, packaged
 from rc_agents.errors import ConfigError, ModelError
 from rc_agents.quantization import as_data, bits, loader_config
 from tests.ensembles import prompts, wake
@@ -172,3 +173,18 @@ def test_a_configuration_of_torchao_is_restored(bases, tmp_path):
     assert law_bytes < 0.6 * sum(
         rc_agents.plan(bases["law"], machine="1x1GB").models[0].weights.values()
     )
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_int8_keeps_the_perplexity_of_a_real_model():
+    pytest.importorskip("torchao", reason=NEEDS)
+    texts = packaged.text("medical")[-8:]
+    models = [
+        rc_agents.couple("package:smollm2-135m", dtype="float32", quantization=form)
+        for form in (None, "int8")
+    ]
+    rows = [models[0].tokenizer(text, return_tensors="pt").input_ids[:, :32] for text in texts]
+    base, other = (losses(model, rows) for model in models)
+    assert base != other
+    assert 0.9 < ratio(base, other, seed=0)["ratio"] < 1.1
