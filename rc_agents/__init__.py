@@ -3,6 +3,7 @@
 from .config import BridgeConfig, CouplingConfig, ModelRef
 from .errors import RCError
 from .modeling import CoupledForCausalLM, CoupledOutput, couple
+from .planning import Link, Machine, Plan, plan
 from .topology import Edge, Topology
 
 __version__ = "0.1.0"
@@ -13,9 +14,13 @@ __all__ = [
     "CoupledOutput",
     "CouplingConfig",
     "Edge",
+    "Link",
+    "Machine",
     "ModelRef",
+    "Plan",
     "RCError",
     "Topology",
     "__version__",
     "couple",
+    "plan",
 ]

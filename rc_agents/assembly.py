@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Loader:
         dtype: one for all, or a dict by model name.
         tokenizers: by name, in place of what a model's base would give; None for a model that has none.
         trust_remote_code: passed on to Hugging Face; off unless the user asks for it.
+        quantization: in place of what the references say: see `placement.quantization_of`.
+        offload_folder: where weights go that a device map puts on disk and that cannot be read from where they lie.
     """
 
     names: Sequence[str]
@@ -53,6 +55,8 @@ class Loader:
     dtype: Any = None
     tokenizers: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
+    quantization: Any = None
+    offload_folder: str | Path | None = None
     members: dict[str, Member] = field(default_factory=dict)
 
     def add(self, name: str, reference: Reference) -> Member:
@@ -60,10 +64,12 @@ class Loader:
         if isinstance(reference, PreTrainedModel):
             member = self._take_over(name, reference)
         else:
-            ref = as_ref(name, reference)
+            given = as_ref(name, reference)
+            ref = placement.quantization_of(name, given, self.quantization, self.names)
             options = {
                 "dtype": placement.dtype_of(name, self.dtype, self.names),
                 "device_map": placement.device_map_of(name, self.device_map, self.names),
+                "offload_folder": self.offload_folder,
             }
             base = self._loaded_base(name, ref)
             model = backbone.load(
@@ -75,6 +81,11 @@ class Loader:
         return member
 
     def _take_over(self, name: str, model: PreTrainedModel) -> Member:
+        if placement.quantization_of(name, ModelRef(), self.quantization, self.names).quantization:
+            raise ConfigError(
+                f"model {name!r} was passed in loaded and is quantized or not already; pass its path or id, "
+                "or leave it out of quantization"
+            )
         if any(member.model is model for member in self.members.values()):
             model = backbone.share_weights(model)
         device_map = placement.device_map_of(name, self.device_map, self.names)
@@ -103,12 +114,7 @@ class Loader:
         if ref.adapter is None:
             return None
         for other in self.members.values():
-            same = (other.ref.base, other.ref.revision, other.ref.subfolder, other.ref.dtype) == (
-                ref.base,
-                ref.revision,
-                ref.subfolder,
-                ref.dtype,
-            )
+            same = bare(other.ref) == bare(ref)
             place = [
                 placement.device_map_of(n, self.device_map, self.names) for n in (name, other.name)
             ]
@@ -142,6 +148,11 @@ def _move(name: str, model: PreTrainedModel, device: Any) -> None:
         raise ModelError(
             f"model {name!r} cannot go to device_map={device!r}: {backbone.first_line(error)}; name another device"
         ) from error
+
+
+def bare(ref: ModelRef) -> ModelRef:
+    """Returns the reference of the base alone."""
+    return replace(ref, adapter=None, adapter_revision=None)
 
 
 def as_ref(name: str, reference: Any) -> ModelRef:

@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from dataclasses import field as data_field
 from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .errors import ConfigError, nearest
+from .quantization import Quantization, as_data
 from .topology import ANCHOR, DEFAULT, Edge, resolve
 
 Kind = Literal["linear", "low_rank", "bottleneck", "random", "moe"]
@@ -172,6 +174,8 @@ class ModelRef:
         adapter_revision: the same for the adapter.
         subfolder: folder of the base inside its repository.
         dtype: the model's own dtype, for example "bfloat16"; None leaves it to the ensemble.
+        quantization: how its weights are held: a configuration of transformers (`BitsAndBytesConfig`, `TorchAoConfig`,
+            ...), the same as a dict, or "int8"; kept as plain data.
     """
 
     base: str | None = None
@@ -180,13 +184,16 @@ class ModelRef:
     adapter_revision: str | None = None
     subfolder: str | None = None
     dtype: str | None = None
+    quantization: Quantization | None = data_field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and not isinstance(value, str):
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name == "quantization":
+                object.__setattr__(self, one.name, as_data(value))
+            elif value is not None and not isinstance(value, str):
                 raise ConfigError(
-                    f"ModelRef.{field.name} is a string, got {type(value).__name__}: {value!r}"
+                    f"ModelRef.{one.name} is a string, got {type(value).__name__}: {value!r}"
                 )
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import backbone, checkpoint
+from . import backbone, checkpoint, planning
 from .assembly import (
     Loader,
     Member,
@@ -98,7 +98,15 @@ def _check(ensemble: CoupledForCausalLM, new: Addition) -> None:
 
 def _load(ensemble: CoupledForCausalLM, new: Addition) -> Member:
     """Loads the model as one of the ensemble's, which it may share its base with."""
-    device_map = None if new.device_map is None else {new.name: new.device_map}
+    place = planning.resolved(
+        None if new.device_map is None else {new.name: new.device_map},
+        ensemble.models[ANCHOR],
+        {name: ensemble.models[name] for name in ensemble.specialists} | {new.name: new.reference},
+        topology=[],
+        bridge=ensemble.config.bridge,
+        dtype=new.dtype or ensemble.dtype,
+    )
+    device_map = None if place is None else {new.name: place[new.name]}
     dtype: Any = None if new.dtype is None else {new.name: new.dtype}
     if new.dtype is None and not isinstance(new.reference, PreTrainedModel):
         dtype = ensemble.dtype

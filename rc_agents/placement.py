@@ -1,15 +1,19 @@
-"""On which device a model lives, and where its states are."""
+"""On which device and in which form a model lives, and where its states are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .config import ModelRef
 from .errors import ConfigError, nearest
+
+DISK = "disk"
 
 
 def device_map_of(name: str, device_map: Any, names: Sequence[str]) -> Any:
@@ -25,13 +29,18 @@ def device_map_of(name: str, device_map: Any, names: Sequence[str]) -> Any:
         ConfigError: a key that is no model's name.
     """
     if not isinstance(device_map, dict):
-        return device_map
+        return _as_map(device_map)
     for key in device_map:
         if key not in names:
             raise ConfigError(
                 f"device_map names an unknown model {key!r}; {nearest(str(key), names)}"
             )
-    return device_map.get(name)
+    return _as_map(device_map.get(name))
+
+
+def _as_map(place: Any) -> Any:
+    """A whole model on disk, which Hugging Face knows as a layer map alone."""
+    return {"": DISK} if place == DISK else place
 
 
 def dtype_of(name: str, dtype: Any, names: Sequence[str]) -> Any:
@@ -54,6 +63,28 @@ def dtype_of(name: str, dtype: Any, names: Sequence[str]) -> Any:
             f"dtype is a torch.dtype or its name, got {type(dtype).__name__}: {dtype!r}"
         )
     return dtype
+
+
+def quantization_of(name: str, ref: ModelRef, asked: Any, names: Sequence[str]) -> ModelRef:
+    """Returns a model's reference with the quantization that the ensemble asks for.
+
+    Args:
+        name: the model.
+        ref: its reference, whose own quantization stays where nothing else is asked for.
+        asked: None, one for all, or a dict by model name, in which None takes the reference's away; a configuration as
+            a dict is told from one by its "quant_method".
+        names: all models, to check the dict's keys.
+    """
+    if asked is None:
+        return ref
+    if not isinstance(asked, Mapping) or "quant_method" in asked:
+        return replace(ref, quantization=asked)
+    for key in asked:
+        if key not in names:
+            raise ConfigError(
+                f"quantization names an unknown model {key!r}; {nearest(str(key), names)}"
+            )
+    return replace(ref, quantization=asked[name]) if name in asked else ref
 
 
 def execution_device(module: nn.Module) -> torch.device:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import rc_agents
-from rc_agents import Topology
+from rc_agents import Topology, backbone
 from tests.ensembles import GREEDY, prompts, wake
 from tests.tiny import saved, tiny
 from tests.tiny_tokenizers import tiny_tokenizer
@@ -69,7 +69,7 @@ def test_device_map_and_dtype_reach_each_models_loader(bases, asked):
         dtype={"medical": "bfloat16", "law": torch.float64},
     )
     assert asked["llama"]["device_map"] == layers
-    assert asked["gpt2"]["device_map"] == "auto"
+    assert asked["gpt2"]["device_map"] == "cpu"  # no accelerator is here
     assert "device_map" not in asked["qwen2"]
     assert asked["gpt2"]["dtype"] == "bfloat16"
     assert asked["qwen2"]["dtype"] == torch.float64
@@ -254,3 +254,39 @@ def test_loaded_models_may_be_moved_before_they_are_coupled():
         wake(model)
         assert model.bridge(("medical", "anchor"), 0).map.weight.device == devices[0]
         assert model(prompts().to(devices[0])).logits.device == devices[0]
+
+
+@pytest.mark.parametrize("gate", ["scalar", "token"])
+@pytest.mark.parametrize("schedule", ["lockstep", "threads"])
+def test_nobody_waits_for_a_device_once_all_models_have_begun(bases, schedule, gate):
+    with virtual_devices(3) as devices:
+        bridge = {"gate": gate}
+        model, places = _home(bases, devices, schedule=schedule, bridge=bridge, sites=3)
+        ids = prompts(B, T).to(places["anchor"])
+        mask = torch.ones(B, T + 1, dtype=torch.long).to(ids.device)
+        cache = model(ids, attention_mask=mask[:, :T], use_cache=True).past_key_values
+        started, waits = [], []
+
+        def begin(*_):  # what a model reads of its mask before its first block does not count
+            devices.reads.clear()
+            devices.transfers.clear()
+            started.append(True)
+
+        def end(*_):
+            waits[:] = devices.reads + [one for one in devices.transfers if one.target == CPU]
+
+        hooks = [
+            backbone.find_blocks(one)[0].register_forward_pre_hook(begin)
+            for one in model.models.values()
+        ]
+        hooks += [
+            backbone.find_blocks(one)[-1].register_forward_hook(end)
+            for one in model.models.values()
+        ]
+        try:
+            model(ids[:, :1], attention_mask=mask, past_key_values=cache)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        assert len(started) == 3
+        assert waits == []

@@ -2,13 +2,14 @@
 
 PyTorch leaves one device type (PrivateUse1) for backends written outside it. Here it is a tensor
 subclass over a CPU tensor: operations compute on the CPU, mixing devices raises as CUDA would, and
-every copy from one device to another is logged. It needs no dispatch mode, so it holds in every
-thread. Reading one number (`item()`) is not logged, as no tensor results.
+every copy from one device to another is logged, and every read of a number for which a processor
+would wait. It needs no dispatch mode, so it holds in every thread.
 
     with virtual_devices(2) as devices:
         model.to(devices[1])
         ...
         devices.transfers       # [Transfer(source=cpu, target=vgpu:1, shape=..., dtype=...), ...]
+        devices.reads           # ["aten._local_scalar_dense.default", ...]
 """
 
 import contextlib
@@ -28,6 +29,8 @@ LIMIT = 16  # devices the backend reports to PyTorch; how many exist is up to th
 CPU = torch.device("cpu")
 aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._to_copy.default, aten._copy_from.default}
+READS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default}
+"""What makes the processor wait for a device: its answer is a number or a shape."""
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 
 
@@ -52,6 +55,7 @@ class VirtualDevices(Sequence[torch.device]):
 
     count: int
     transfers: list[Transfer] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.count
@@ -75,7 +79,11 @@ class VirtualTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: Tensor, device: torch.device) -> "VirtualTensor":
+    def __new__(
+        cls, inner: Tensor, device: torch.device | None = None, requires_grad: bool = False
+    ) -> Tensor:
+        if device is None:  # accelerate makes a parameter's class anew around what it has moved
+            return torch.nn.Parameter(inner, requires_grad=requires_grad)
         wrapper = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -89,6 +97,10 @@ class VirtualTensor(torch.Tensor):
 
     def __repr__(self) -> str:
         return f"VirtualTensor({self.inner!r}, device={self.device})"
+
+    def data_ptr(self) -> int:
+        """Tells tensors from one another, as on any device."""
+        return self.inner.data_ptr()
 
     def tolist(self) -> Any:
         """As on any device, which PyTorch refuses for subclasses."""
@@ -107,6 +119,10 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Computes on the CPU and gives the result the device it would have had."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     device = _result_device(func, tensors, kwargs.get("device"))
+    if func in READS and _active is not None:
+        _active.reads.append(str(func))
+    if device.type == "meta":
+        return func(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
     if func in COPIES:
         source, target = (args[1], args[0]) if func is aten.copy_.default else (args[0], device)
         _log(source, target.device if isinstance(target, Tensor) else target)

@@ -2,7 +2,7 @@
 
 from .blocks import accepted_arguments, cache_argument, find_blocks, num_blocks, stream_width
 from .checks import check
-from .identity import fingerprint, weights_hash
+from .identity import fingerprint, held_parts, weights_hash
 from .lens import Lens, StandIn, returns_tuple
 from .loading import first_line, freeze, load, load_tokenizer, locate, share_weights, skeleton
 from .taps import ARRIVE, OWNER, tap
@@ -19,6 +19,7 @@ __all__ = [
     "fingerprint",
     "first_line",
     "freeze",
+    "held_parts",
     "load",
     "load_tokenizer",
     "locate",

@@ -12,6 +12,7 @@ from ..config import CouplingConfig
 from ..errors import ModelError
 from ..placement import input_device
 from .blocks import cache_argument, find_blocks, stream_width
+from .identity import held_parts
 from .loading import first_line
 
 
@@ -90,10 +91,13 @@ def _trial(name: str, model: PreTrainedModel) -> list[tuple[int, Any]]:
 def check_finite(name: str, model: PreTrainedModel) -> None:
     """Raises `ModelError` when a weight is NaN or infinite, naming the model and the tensor."""
     for path, tensor in model.named_parameters():
-        if not tensor.is_floating_point() or tensor.is_meta:
-            continue
-        values = tensor.detach()
-        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
+        if not all(map(_finite, held_parts(tensor.detach()))):
             raise ModelError(
                 f"model {name!r} has NaN or infinite weights in {path!r}; load it again or replace it"
             )
+
+
+def _finite(values: torch.Tensor) -> bool:
+    if not values.is_floating_point() or values.is_meta:
+        return True
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())

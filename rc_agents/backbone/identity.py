@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from .. import packaged
@@ -62,8 +65,28 @@ def _hash_folder(digest: Any, folder: Path) -> None:
 def weights_hash(model: nn.Module) -> str:
     """Returns the SHA-256 of all weights, by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+    for name, held in sorted(model.state_dict(keep_vars=True).items()):
+        tensor = _fetched(model, name) if held.is_meta else held
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        for part in held_parts(tensor):
+            flat = part.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def held_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yields the tensors that hold a tensor's numbers: itself, or integers and scales of a quantized one."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from held_parts(getattr(tensor, name))
+
+
+def _fetched(model: nn.Module, name: str) -> torch.Tensor:
+    """Returns a weight that an offload hook keeps in memory or on disk."""
+    place, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(place)
+    with align_module_device(owner):
+        return getattr(owner, leaf).clone()

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from .. import packaged
 from ..config import ModelRef
 from ..errors import ModelError, RCError
+from ..quantization import loader_config
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
@@ -68,6 +69,7 @@ def load(
         device_map: whatever Hugging Face's `from_pretrained` accepts.
         base: an already loaded copy of the same base, whose weights an adapter specialist then shares.
         trust_remote_code: passed on; off unless the user asks for it.
+        kwargs: more settings of Hugging Face's `from_pretrained`; None leaves one out.
 
     Raises:
         ModelError: the base or adapter is missing or cannot be loaded; the message names the model.
@@ -82,6 +84,7 @@ def load(
             "revision": ref.revision,
             "subfolder": ref.subfolder,
             "device_map": device_map,
+            "quantization_config": loader_config(name, ref.quantization),
             **kwargs,
         }
         options = {key: value for key, value in options.items() if value is not None}
@@ -117,6 +120,11 @@ def _with_adapter(name: str, base: PreTrainedModel, ref: ModelRef) -> PreTrained
         raise ModelError(
             f"model {name!r} has the adapter {ref.adapter!r}, which needs PEFT; run: pip install 'rc-agents[train]'"
         ) from None
+    if any(one.is_meta for one in base.parameters()):
+        raise ModelError(
+            f"model {name!r}: an adapter does not go onto a base that lies partly in memory or on disk beside its "
+            "device; give the base a device that holds it, or merge the adapter and load the result"
+        )
     try:
         place = locate(str(ref.adapter))
         config = peft.PeftConfig.from_pretrained(place, revision=ref.adapter_revision)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
 
-from .. import backbone
+from .. import backbone, planning
 from ..alignment import same_tokenizer
 from ..assembly import Loader, Member, alignment_of
 from ..config import ModelRef, check_choice
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from ..modeling import CoupledForCausalLM
 
 HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
-KNOWN = ("device_map", "dtype", "schedule", "bases", "tokenizers", "check_fingerprints", *HUB)
+PLACED = ("device_map", "dtype", "quantization", "max_memory", "offload_folder")
+KNOWN = (*PLACED, "schedule", "bases", "tokenizers", "check_fingerprints", *HUB)
 FROM_AUTO = {"_from_auto", "adapter_kwargs", "config"}
 
 
@@ -35,6 +36,9 @@ def load(
     *,
     device_map: Any = None,
     dtype: Any = None,
+    quantization: Any = None,
+    max_memory: Any = None,
+    offload_folder: str | Path | None = None,
     schedule: str | None = None,
     bases: Mapping[str, str | Path] | None = None,
     tokenizers: Mapping[str, Any] | None = None,
@@ -68,12 +72,41 @@ def load(
         dtype = {**(config.dtypes or {}), **dtype}
     given = dict(tokenizers or {})
     chosen = {**_saved_tokenizers(found, given, trust_remote_code), **given}
-    loader = Loader(names, device_map, dtype or config.dtypes, chosen, trust_remote_code)
+    refs = {
+        name: _resolved(
+            ModelRef(**(config.models or {})[name]), found.folder, (bases or {}).get(name)
+        )
+        for name in names
+    }
+    dtype = dtype or config.dtypes
+    if local is None:  # a model by itself needs no plan beside others
+        device_map = planning.resolved(
+            device_map,
+            refs[ANCHOR],
+            {name: refs[name] for name in names[1:]},
+            max_memory=max_memory,
+            topology=config.topology,
+            bridge=config.bridge,
+            sites=[dict(zip(names, row, strict=True)) for row in config.site_layers or []],
+            dtype=dtype,
+            quantization=quantization,
+            trust_remote_code=trust_remote_code,
+        )
+    loader = Loader(
+        names,
+        device_map,
+        dtype,
+        chosen,
+        trust_remote_code,
+        quantization=quantization,
+        offload_folder=offload_folder,
+    )
     for name in names:
         if name not in here:
             loader.members[name] = _remote(found, name, chosen)
             continue
-        _load_base(loader, found, name, (bases or {}).get(name), check_fingerprints)
+        moved = (bases or {}).get(name)
+        _load_base(loader, found, name, refs[name], moved is not None, check_fingerprints)
     _check_depths(found, loader)
     swapped = [name for name in bases or {} if not check_fingerprints and name not in given]
     _own_tokenizers(loader, swapped)
@@ -115,10 +148,8 @@ def _fetch_bases(found: Checkpoint, names: Sequence[str], hub: Mapping[str, Any]
 
 
 def _load_base(
-    loader: Loader, found: Checkpoint, name: str, moved: str | Path | None, check: bool
+    loader: Loader, found: Checkpoint, name: str, ref: ModelRef, moved: bool, check: bool
 ) -> None:
-    saved = ModelRef(**(found.config.models or {})[name])
-    ref = _resolved(saved, found.folder, moved)
     try:
         member = loader.add(name, ref)
     except ModelError as error:
@@ -129,11 +160,10 @@ def _load_base(
     prints = dict(found.config.fingerprints or {})
     if check:
         _check(loader, found, member, prints.get(name))
-    if moved is not None or not check:
+    if moved or not check:
         prints.pop(name, None)  # the next save makes it anew
     found.config.fingerprints = prints
-    member.ref = ref
-    found.config.models = {**(found.config.models or {}), name: ref.to_dict()}
+    found.config.models = {**(found.config.models or {}), name: member.ref.to_dict()}
 
 
 def _remote(found: Checkpoint, name: str, tokenizers: Mapping[str, Any]) -> Member:
@@ -147,9 +177,11 @@ def _remote(found: Checkpoint, name: str, tokenizers: Mapping[str, Any]) -> Memb
 def _check(loader: Loader, found: Checkpoint, member: Member, wanted: str | None) -> None:
     """Checks a base's fingerprint; one of weights is that of one dtype, in which they are loaded once more."""
     saved = (found.config.dtypes or {}).get(member.name)
-    if wanted and wanted.startswith("weights:") and str(member.model.dtype) != f"torch.{saved}":
+    altered = member.ref.quantization or str(member.model.dtype) != f"torch.{saved}"
+    if wanted and wanted.startswith("weights:") and altered:
+        plain = replace(member.ref, quantization=None)
         model = backbone.load(
-            member.name, member.ref, dtype=saved, trust_remote_code=loader.trust_remote_code
+            member.name, plain, dtype=saved, trust_remote_code=loader.trust_remote_code
         )
         member = replace(member, model=model)
     check_fingerprint(found.path, wanted, member)

@@ -12,9 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rc_agents import CoupledForCausalLM
+from rc_agents import CoupledForCausalLM, backbone
+from rc_agents.errors import ConfigError
 
 from .models import MODEL_HELP, Anchor, DeviceMap, DType, Specialists, open_model
+from .plan import TOKENS, Devices, Quantize, planned, show
 
 
 def info(
@@ -26,8 +28,30 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     device_map: DeviceMap = None,
     dtype: DType = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Plan which model goes where; no weight is loaded."),
+    ] = False,
+    devices: Devices = None,
+    quantization: Quantize = None,
+    tokens: Annotated[
+        int, typer.Option(min=0, help="For --plan: the text that there is to be room for.")
+    ] = TOKENS,
+    rows: Annotated[int, typer.Option(min=1, help="For --plan: rows of a batch.")] = 1,
 ) -> None:
-    """Show an ensemble: its models, where they meet, who reads whom and how loudly, parameters and memory."""
+    """Show an ensemble: its models, where they meet, who reads whom and how loudly, parameters and memory.
+
+    With --plan, where its models would go on this machine or another, and what would cross between devices.
+    """
+    if plan:
+        made = planned(
+            model, anchor, specialist, device_map, dtype, devices, quantization, tokens, rows
+        )
+        show(made, as_json)
+        return
+    for option, value in (("--devices", devices), ("--quantization", quantization)):
+        if value is not None:
+            raise ConfigError(f"{option} needs --plan")
     found = describe(open_model(model, anchor, specialist, device_map, dtype))
     if as_json:
         print(json.dumps(found))
@@ -95,14 +119,17 @@ def _distinct(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Tensors, those that share their memory once."""
     seen = set()
     for tensor in tensors:
-        place = (tensor.device, tensor.data_ptr(), tensor.shape) if tensor.numel() else id(tensor)
+        first = next(backbone.held_parts(tensor))
+        held = first.numel() and not first.is_meta  # an offloaded one has no place
+        place = (tensor.device, first.data_ptr(), tensor.shape) if held else id(tensor)
         if place not in seen:
             seen.add(place)
             yield tensor
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _distinct(tensors))
+    held = (part for tensor in tensors for part in backbone.held_parts(tensor))
+    return sum(part.numel() * part.element_size() for part in _distinct(held))
 
 
 def _models(found: dict[str, Any]) -> Table:

@@ -52,7 +52,7 @@ def open_model(
     Raises:
         RCError: neither or both are named, or it cannot be loaded.
     """
-    options = {"device_map": by_name(device_map, device), "dtype": by_name(dtype, str)}
+    options = {"device_map": by_name(device_map, place), "dtype": by_name(dtype, str)}
     if model is not None and anchor is not None:
         raise ConfigError(f"name a MODEL or an --anchor, not both (got {model!r} and {anchor!r})")
     if anchor is None:
@@ -96,8 +96,8 @@ def by_name(text: str | None, read: Callable[[str], Any]) -> Any:
     return {name.strip(): read(value.strip()) for name, _, value in pairs}
 
 
-def device(text: str) -> str | int:
-    """Reads a device: a number, or a name."""
+def place(text: str) -> str | int:
+    """Reads a device: a number, or its name."""
     return int(text) if text.isdecimal() else text
 
 

@@ -18,8 +18,7 @@ from rc_agents.errors import ConfigError
 from rc_agents.nodes import Node, NodeSettings, address_of, connect, launched, read_secret
 from rc_agents.service import GenerationParams, GenerationService
 
-from .models import DeviceMap, DType, by_name
-from .models import device as read_device
+from .models import DeviceMap, DType, by_name, place
 
 SECRET = "RC_AGENTS_SECRET_FILE"
 
@@ -109,7 +108,7 @@ def node(
         wire=wire,
         secret=b"" if secret_file is None else read_secret(secret_file),
     )
-    options = {"device_map": by_name(device_map, read_device), "dtype": by_name(dtype, str)}
+    options = {"device_map": by_name(device_map, place), "dtype": by_name(dtype, str)}
     options = {key: value for key, value in options.items() if value is not None}
     wait = math.inf if patience == 0 else patience
     if role == "specialist":
@@ -151,8 +150,8 @@ def _serve(
     if name is None or to is None:
         raise ConfigError("a specialist needs --name NAME and --connect HOST:PORT")
     anchor = address_of(to)
-    place = address_of(listen or "127.0.0.1", default_port=0)
-    one = Node(model, name, settings=settings, listen=place, advertise=advertise, **options)
+    own = address_of(listen or "127.0.0.1", default_port=0)
+    one = Node(model, name, settings=settings, listen=own, advertise=advertise, **options)
     print(f"{name}: loaded, joining {to}", file=sys.stderr)
     try:
         one.serve(anchor, patience=patience, once=once)

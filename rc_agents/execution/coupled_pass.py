@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from ..modeling import CoupledForCausalLM
 
 
-NO_LOGITS = torch.empty(0, dtype=torch.long)
-"""The positions at which a model that only speaks needs logits: none, so its output layer costs nothing."""
+NO_LOGITS = slice(0, 0)
+"""The positions at which a model that only speaks needs logits: none, so its output layer costs nothing.
+
+No tensor: in a model that lies on several devices it would be carried to another one than the states."""
 
 
 @dataclass
@@ -217,7 +219,7 @@ class CoupledPass:
     def _stream(self, name: str, arguments: dict[str, Any]) -> Stream:
         model = self.ensemble.models[name]
         needed = name == ANCHOR or self.output_steered or self.ensemble.mixer.kind != "anchor"
-        keep_last = self.logits_to_keep if needed else NO_LOGITS
+        keep_last: Any = self.logits_to_keep if needed else NO_LOGITS
         if needed and name in self.spans.steps:
             keep_last = 0  # its positions are not the anchor's
         call = Call(arguments, keep_last)

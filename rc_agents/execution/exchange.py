@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ..bridges import Router
 from ..cache import CoupledCache
 from ..errors import ModelRunError
 from ..topology import Edge
+from .copies import carried, marks
 from .span import SpanPlan
 
 BridgeOf = Callable[[Edge, int], nn.Module]
@@ -39,12 +41,14 @@ class Exchange:
     strength: Mapping[Edge, Tensor] = field(default_factory=dict)
     spans: SpanPlan = field(default_factory=SpanPlan)
     memory: CoupledCache | None = None
+    ready: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     def __call__(self, site: int, states: dict[str, Tensor]) -> Mapping[str, Tensor]:
         """Maps the states of the models that run, (B, T_i, D_i) by name, to the updated ones.
 
         An updated state is computed when it is asked for, so that each model's thread can do its own.
         """
+        self.ready = marks(states)
         return Updated(self, site, states, self._show(site, states))
 
     def update(
@@ -87,10 +91,10 @@ class Exchange:
     ) -> Tensor:
         """The source's states at the target's positions, (B, T_target, D_source), on the target's device."""
         if edge.target in self.spans.reads:
-            return picked(shown[edge.source], self.spans.reads[edge.target]).to(target.device)
+            return carried(picked(shown[edge.source], self.spans.reads[edge.target]), target.device)
         if edge.source in self.spans.picks:
-            return shown[edge.source][:, -target.shape[1] :].to(target.device)
-        return states[edge.source].to(target.device)
+            return carried(shown[edge.source][:, -target.shape[1] :], target.device)
+        return carried(states[edge.source], target.device, self.ready.get(edge.source))
 
 
 @dataclass

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from .. import planning
 from ..alignment import Sites
 from ..assembly import Loader, Reference, describe, member_names
 from ..config import BridgeConfig
@@ -25,6 +27,9 @@ def couple(
     mix: str = "anchor",
     device_map: Any = None,
     dtype: Any = None,
+    quantization: Any = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
+    offload_folder: str | Path | None = None,
     schedule: str = "lockstep",
     tokenizers: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
@@ -43,8 +48,14 @@ def couple(
         alignment: how tokens meet: "auto" (shared for equal tokenizers, else span), "shared", "span", or "clamp" (the
             published form, for comparison).
         mix: "anchor", "average", "learned" or "sigmoid".
-        device_map: None, one value for all, or a dict by model name of whatever Hugging Face accepts.
+        device_map: None, one value for all, or a dict by model name of whatever Hugging Face accepts; "auto" shares the
+            devices fairly among the models (`rc_agents.plan` says how).
         dtype: one for all, or a dict by model name; None keeps what is stored.
+        quantization: one for all, or a dict by model name, in place of what a `ModelRef` says: a configuration of
+            transformers or "int8".
+        max_memory: what "auto" may take, device -> memory, "cpu" and "disk" among them; None for nine tenths of what is
+            free here.
+        offload_folder: where weights go that a device map puts on "disk" and that cannot be read from where they lie.
         schedule: "lockstep" (one thread) or "threads" (one a model).
         tokenizers: name -> tokenizer in place of the base's; models that were passed in loaded bring none.
         trust_remote_code: lets Hugging Face run code that comes with a model; off unless asked for.
@@ -61,7 +72,27 @@ def couple(
             raise ConfigError(
                 f"tokenizers names an unknown model {key!r}; known: {', '.join(names)}"
             )
-    loader = Loader(names, device_map, dtype, tokenizers or {}, trust_remote_code)
+    device_map = planning.resolved(
+        device_map,
+        anchor,
+        specialists or {},
+        max_memory=max_memory,
+        topology=topology,
+        bridge=bridge,
+        sites=sites,
+        dtype=dtype,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
+    )
+    loader = Loader(
+        names,
+        device_map,
+        dtype,
+        tokenizers or {},
+        trust_remote_code,
+        quantization=quantization,
+        offload_folder=offload_folder,
+    )
     for name, reference in {ANCHOR: anchor, **(specialists or {})}.items():
         loader.add(name, reference)
     config = describe(
