@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     return str(place)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(folder):
     made = faults.Cluster(folder, SOON)
     try:

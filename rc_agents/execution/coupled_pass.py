@@ -15,18 +15,12 @@ from ..cache import CoupledCache
 from ..topology import ANCHOR, Edge
 from . import inputs
 from .exchange import EXCHANGE, RoutedExchange, keep
-from .protocol import Call, Meet, Schedule, Stream, fail
+from .protocol import NO_LOGITS, Call, Meet, Schedule, Stream, fail
 from .span import SpanPlan, plan
 from .texts import Chats
 
 if TYPE_CHECKING:
     from ..modeling import CoupledForCausalLM
-
-
-NO_LOGITS = slice(0, 0)
-"""The positions at which a model that only speaks needs logits: none, so its output layer costs nothing.
-
-No tensor: in a model that lies on several devices it would be carried to another one than the states."""
 
 
 @dataclass

@@ -24,17 +24,24 @@ Schedule = Callable[[Sequence["Stream"], int, Meet], dict[str, Any]]
 """(every model's part, number of sites, the exchange) -> what each forward returned, by name."""
 
 
+NO_LOGITS = slice(0, 0)
+"""The positions at which a model that only speaks needs logits: none, so its output layer costs nothing.
+
+No tensor: in a model that lies on several devices it would be carried to another one than the states.
+"""
+
+
 @dataclass(frozen=True)
 class Call:
     """What a model's own `forward` is called with.
 
     Args:
         arguments: by name.
-        keep: the positions whose logits are wanted: the last so many, 0 for all, or a tensor of positions.
+        keep: the positions whose logits are wanted: the last so many, 0 for all, a tensor of positions, or `NO_LOGITS`.
     """
 
     arguments: Mapping[str, Any]
-    keep: int | Tensor = 0
+    keep: int | slice | Tensor = 0
 
     def of(self, model: PreTrainedModel) -> Any:
         """Returns what the model gives."""

@@ -25,7 +25,7 @@ from ..cache import CoupledCache, RemoteCache
 from ..errors import ConfigError, ModelRunError
 from ..execution.coupled_pass import CoupledPass
 from ..execution.crossing import OUTPUT, Crossing
-from ..execution.protocol import Call, Meet, Schedule, Stream, fail
+from ..execution.protocol import NO_LOGITS, Call, Meet, Schedule, Stream, fail
 from ..execution.rank import Key, Rank
 from ..execution.wire import Channel, Frame, LinkError, NotYet
 from ..modeling import CoupledForCausalLM
@@ -520,7 +520,7 @@ def _remote(cache: Cache | None) -> RemoteCache | None:
 
 def _is_nothing(call: Call | None) -> bool:
     """Whether no position's logits are wanted."""
-    return call is not None and isinstance(call.keep, Tensor) and not call.keep.numel()
+    return call is not None and call.keep is NO_LOGITS
 
 
 def _is_dead(channel: Channel) -> bool:

@@ -255,26 +255,27 @@ class Node(Rank):
             logger.warning("%s got a frame of unknown kind %r", self.name, frame.kind)
 
     def _pass(self, frame: Frame) -> None:
-        order = Order.read(frame, self.name)
-        self.running, self.num_passes = order.number, self.num_passes + 1
-        self.forget(order.number)
+        number = self.running = int(frame.fields["pass"])
+        self.num_passes += 1
+        self.forget(number)
         try:
+            order = Order.read(frame, self.name)
             self._choose_peers(order)
             with entered(frame.fields["mode"], placement.input_device(self.model)):
                 contextvars.copy_context().run(self._run, order, frame)
         except Aborted:
-            self._undo(order.number)
+            self._undo(number)
         except _PeerLost as lost:
-            self._undo(order.number)
-            fields = {"pass": order.number, "peer": lost.peer, "reason": str(lost)}
+            self._undo(number)
+            fields = {"pass": number, "peer": lost.peer, "reason": str(lost)}
             self.send(ANCHOR, Frame("lost", fields))
         except AnchorGone:
             raise
         except Exception as error:
-            self._undo(order.number)
-            logger.exception("%s failed in pass %d", self.name, order.number)
+            self._undo(number)
+            logger.exception("%s failed in pass %d", self.name, number)
             reason = f"{type(error).__name__}: {backbone.first_line(error)}"
-            self.send(ANCHOR, Frame("failed", {"pass": order.number, "reason": reason}))
+            self.send(ANCHOR, Frame("failed", {"pass": number, "reason": reason}))
         finally:
             self.running = -1
 

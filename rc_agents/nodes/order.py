@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cache import RemoteCache
-from ..execution.protocol import Call
+from ..execution.protocol import NO_LOGITS, Call
 from ..execution.span import SpanPlan
 from ..execution.wire import Frame
 from ..topology import Edge
@@ -90,7 +90,7 @@ class Order:
             "plain": cache is not None and cache.plain,
             "operations": [] if cache is None else cache.taken(),
             "use_cache": bool(arguments.get("use_cache")),
-            "keep": self.call.keep if isinstance(self.call.keep, int) else None,
+            "keep": "none" if self.call.keep is NO_LOGITS else _number(self.call.keep),
             "output": self.output,
             "answers": self.answers,
             "limit": self.limit,
@@ -118,7 +118,7 @@ class Order:
             spans.reads[me] = tensors["reads"]
         return cls(
             number=fields["pass"],
-            call=Call(arguments, tensors["keep"] if fields["keep"] is None else fields["keep"]),
+            call=Call(arguments, _keep(fields["keep"], tensors)),
             cache=None,
             past=fields["past"],
             num_sites=fields["num_sites"],
@@ -134,6 +134,16 @@ class Order:
             deaf=fields["deaf"],
             after=fields["after"],
         )
+
+
+def _number(keep: Any) -> int | None:
+    return keep if isinstance(keep, int) else None
+
+
+def _keep(told: Any, tensors: dict[str, Tensor]) -> int | slice | Tensor:
+    if told == "none":
+        return NO_LOGITS
+    return tensors["keep"] if told is None else int(told)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
