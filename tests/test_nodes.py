@@ -17,6 +17,8 @@ import rc_agents
 from rc_agents import BridgeConfig, Topology
 from rc_agents.nodes import NodeSettings
 from rc_agents.service import GenerationParams, GenerationService
+from rc_agents.training.bridges import train
+from rc_agents.training.config import TrainConfig
 from tests import test_common_suite as common
 from tests import test_generation as generation
 from tests import test_selection as selection
@@ -24,6 +26,7 @@ from tests import test_span as span
 from tests.connected import connected, linked
 from tests.ensembles import GREEDY, ensemble, padded, prompts, talking, wake
 from tests.spans import PROSE, batch_of, span_ensemble
+from tests.tiny_tokenizers import PROSE as TINY_PROSE
 
 pytestmark = pytest.mark.tiny
 
@@ -304,3 +307,20 @@ def test_models_with_tokens_of_their_own(parts):
                 continue
             expected = one.generate(ids[rows], **arguments)
             assert torch.equal(model.generate(ids[rows], **arguments), expected)
+
+
+def test_the_trainer_runs_on_top(tmp_path):
+    one = talking("medical")
+    one.save_pretrained(tmp_path / "start", include_bases=True)
+    one = rc_agents.CoupledForCausalLM.from_pretrained(tmp_path / "start")
+    texts = [line for line in TINY_PROSE.splitlines() if line] * 3
+    config = TrainConfig(steps=3, learning_rate=1e-2)
+    expected = [row["loss"] for row in train(one, texts, config=config, progress=False).history]
+    with connected(one.__class__.from_pretrained(tmp_path / "start"), trains=True) as model:
+        result = train(model, texts, tmp_path / "trained", config, progress=False)
+        assert [row["loss"] for row in result.history] == pytest.approx(expected, rel=1e-5)
+        own = dict(one.trainable_parameters())
+        for name, value in model.trainable_parameters():
+            torch.testing.assert_close(value, own[name], rtol=1e-3, atol=1e-4)
+    assert expected[-1] < expected[0]
+    assert (tmp_path / "trained" / "config.json").is_file()
