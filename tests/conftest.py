@@ -9,6 +9,7 @@ os.environ["MPLBACKEND"] = "agg"
 import ipaddress
 import socket
 
+import hypothesis
 import pytest
 import torch
 import transformers
@@ -17,6 +18,8 @@ pytest.register_assert_rewrite("tests.llm_standard_suite")
 
 TIERS = {"unit", "tiny", "real", "dist"}
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # no clock decides a test
+hypothesis.settings.load_profile("untimed")
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from rc_agents.adapters.langchain import ChatCoupled
+from rc_agents.adapters.server import create_app
 
 import rc_agents
 from rc_agents import BridgeConfig, Topology
-from rc_agents.nodes import NodeSettings
+from rc_agents.nodes import NodeSettings, connect
 from rc_agents.service import GenerationParams, GenerationService
 from rc_agents.training.bridges import train
 from rc_agents.training.config import TrainConfig
@@ -307,6 +309,26 @@ def test_models_with_tokens_of_their_own(parts):
                 continue
             expected = one.generate(ids[rows], **arguments)
             assert torch.equal(model.generate(ids[rows], **arguments), expected)
+
+
+def test_an_answer_says_who_took_no_part(tmp_path):
+    one = talking("medical")
+    one.save_pretrained(tmp_path, include_bases=True)
+    params = GenerationParams(max_new_tokens=4, temperature=0)
+    model = connect(tmp_path, wait=None)
+    try:
+        result = GenerationService(model).generate("the people", params)
+        assert result.lost == {"medical": "its process is not there"}
+        with one.disabled():
+            assert result.text == GenerationService(one).generate("the people", params).text
+        app = create_app(model)
+        body = {"model": "rc", "prompt": "the people", "max_tokens": 4, "temperature": 0}
+        with TestClient(app) as client:
+            choice = client.post("/v1/completions", json=body).json()["choices"][0]
+        assert choice["lost_specialists"] == result.lost
+    finally:
+        model.elsewhere.close()
+    assert GenerationService(one).generate("the people", params).lost == {}
 
 
 def test_the_trainer_runs_on_top(tmp_path):

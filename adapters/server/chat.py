@@ -101,6 +101,8 @@ def _whole(
         }
         if body.attribution:
             choice["attribution"] = contributions(serving, result)
+        if result.lost:
+            choice["lost_specialists"] = result.lost
         choices.append(choice)
     counted = usage(results[0].prompt_tokens, sum(one.completion_tokens for one in results))
     return {**_head(body, "chat.completion"), "choices": choices, "usage": counted}
@@ -129,6 +131,8 @@ async def _chunks(
                 end["logprobs"] = chat_logprobs(serving, piece)
             if body.attribution:
                 end["attribution"] = contributions(serving, piece)
+            if piece.lost:
+                end["lost_specialists"] = piece.lost
             yield {**head, "choices": [end]}
     if body.stream_options is not None and body.stream_options.include_usage:
         tokens = sum(one.completion_tokens for one in results)

@@ -94,6 +94,8 @@ def _whole(
             choice["logprobs"] = text_logprobs(serving, (*job.read, *result.tokens))
         if body.attribution:
             choice["attribution"] = contributions(serving, result)
+        if result.lost:
+            choice["lost_specialists"] = result.lost
         choices.append(choice)
     return {**_head(body), "choices": choices, "usage": _usage(body, results)}
 

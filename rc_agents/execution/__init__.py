@@ -3,7 +3,7 @@
 from ..errors import ConfigError, nearest
 from .coupled_pass import CoupledPass
 from .lockstep import run_lockstep
-from .protocol import Elsewhere, Meet, Schedule, Stream
+from .protocol import LOST, Elsewhere, Meet, Schedule, Stream
 from .threads import run_threads
 
 SCHEDULES: dict[str, Schedule] = {"lockstep": run_lockstep, "threads": run_threads}
@@ -17,6 +17,7 @@ def schedule_called(name: str) -> Schedule:
 
 
 __all__ = [
+    "LOST",
     "SCHEDULES",
     "CoupledPass",
     "Elsewhere",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from torch import Tensor
@@ -15,6 +17,9 @@ from ..errors import ModelRunError, RCError
 if TYPE_CHECKING:
     from ..cache import CoupledCache
     from .coupled_pass import CoupledPass
+
+LOST: ContextVar[Mapping[str, str]] = ContextVar("rc_agents_lost", default=MappingProxyType({}))
+"""Models of other processes that took no part in the last pass of this context, and why."""
 
 Meet = Callable[[int, dict[str, Tensor]], Mapping[str, Tensor]]
 """(site, every model's hidden states by name) -> the updated states by name, each to be asked for once."""

@@ -25,7 +25,7 @@ from ..cache import CoupledCache, RemoteCache
 from ..errors import ConfigError, ModelRunError
 from ..execution.coupled_pass import CoupledPass
 from ..execution.crossing import OUTPUT, Crossing
-from ..execution.protocol import NO_LOGITS, Call, Meet, Schedule, Stream, fail
+from ..execution.protocol import LOST, NO_LOGITS, Call, Meet, Schedule, Stream, fail
 from ..execution.rank import Key, Rank
 from ..execution.wire import Channel, Frame, LinkError, NotYet
 from ..modeling import CoupledForCausalLM
@@ -220,7 +220,9 @@ class Hub(Rank):
                 restore = memory.snapshot()
                 try:
                     step = make()
-                    return step, step.run(self._schedule(step))
+                    outputs = step.run(self._schedule(step))
+                    LOST.set(dict(memory.lost))
+                    return step, outputs
                 except Lost as lost:
                     self._give_up()
                     restore()

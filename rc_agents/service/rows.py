@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -12,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaL
 
 from .. import context, selection
 from ..errors import ContextError, InputError
+from ..execution import LOST
 from ..modeling import CoupledForCausalLM
 from ..topology import ANCHOR
 from .decoding import RowSampling, Sink, Watch, row_processors
@@ -56,6 +58,7 @@ class Answer(NamedTuple):
     reader: RowReader
     records: tuple[TokenRecord, ...]
     error: InputError | None = None
+    lost: Mapping[str, str] = MappingProxyType({})
 
 
 def context_limit(
@@ -190,12 +193,13 @@ def run(
     def answer(row: int) -> Answer:
         trace = traces[row]
         kept = () if trace is None else tuple(trace.records)
-        return Answer(readers[row], kept, watch.errors.get(row))
+        return Answer(readers[row], kept, watch.errors.get(row), LOST.get())
 
     def tell(row: int) -> None:
         if ended is not None:
             ended(row, answer(row))
 
+    LOST.set({})
     watch = Watch(readers, width, timeouts, stopped, sink, guidings, traces, tell)
     watch.end_stopped()
     if any(reader.finish_reason is None for reader in readers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class GenerationResult:
             row's guide could not be followed; only `ended` hears of the last, all else raises it.
         error: what went wrong with this row alone, where it ended with "error".
         tokens: what was kept of each token, where `logprobs` or `attribution` asked for it.
+        lost: specialists in other processes that took no part from some token on, and why.
     """
 
     text: str
@@ -45,6 +46,7 @@ class GenerationResult:
     finish_reason: str
     tokens: tuple[TokenRecord, ...] = ()
     error: InputError | None = None
+    lost: dict[str, str] = field(default_factory=dict)
 
 
 class GenerationService:
@@ -310,6 +312,7 @@ def _result(row: Row, answer: _rows.Answer) -> GenerationResult:
         finish_reason=str(reader.finish_reason),
         tokens=answer.records,
         error=answer.error,
+        lost=dict(answer.lost),
     )
 
 
