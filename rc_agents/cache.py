@@ -232,6 +232,8 @@ class CoupledCache(Cache):
         self.histories.clear()
         self.texts.clear()
         self.seen = dict.fromkeys(self.caches, 0)
+        self.lost.clear()  # the next text begins anew
+        self.epochs.clear()
         self.busy = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

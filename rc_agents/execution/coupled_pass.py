@@ -108,7 +108,7 @@ class CoupledPass:
         """The models that run: those whose states can reach an output."""
         names = self.ensemble.names
         if self.output_steered:
-            return names
+            return [name for name in names if name not in self.memory.lost]
         if self.ensemble.mixer.kind != "anchor" or len(self.ensemble.routers):
             return self.mixed
         needed = {ANCHOR}

@@ -7,8 +7,9 @@ owed before it waits for what its targets owe. B rows, T tokens, D width.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ class Crossing:
         limit: seconds that each wait may take.
         wire: how states cross, one of `wire.WIRES`.
         deaf: the models that need not hear anybody at the last site.
+        widths: of the models' streams, by name.
+        own_tokens: the models with their own tokenizers, whose states have positions of their own.
     """
 
     rank: Rank
@@ -48,6 +51,8 @@ class Crossing:
     limit: float
     wire: str = "exact"
     deaf: Sequence[str] = ()
+    widths: Mapping[str, int] = field(default_factory=dict)
+    own_tokens: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         me = self.rank.name
@@ -74,8 +79,9 @@ class Crossing:
         if last and self.rank.name in self.deaf:
             self.last = states[self.rank.name]
             return self.last
+        begun = time.monotonic()  # one deadline for all that are heard here
         for source in self.sources:
-            states[source] = self.hear(source, site)
+            states[source] = self.hear(source, site, begun, hidden)
         self.last = self.exchange(site, states)[self.rank.name]
         return self.last
 
@@ -83,6 +89,17 @@ class Crossing:
         """Raises `ModelRunError` where the local model has missed a site."""
         if self.reached != self.num_sites:
             raise missed(self.rank.name, self.reached)
+
+    def _check(self, source: str, site: int, state: Tensor, beside: Tensor | None) -> None:
+        """Raises `LinkError` for a state of another shape than the source's at this site."""
+        shape = list(state.shape)
+        if beside is None:
+            return
+        expected = [beside.shape[0], beside.shape[1], self.widths.get(source, shape[-1])]
+        if self.own_tokens.intersection((source, self.rank.name)) and len(shape) == 3:
+            expected[1] = shape[1]
+        if shape != expected:
+            raise LinkError(f"a state of shape {shape} at site {site}, expected {expected}")
 
     def show(self, site: int, hidden: Tensor, targets: Sequence[str] | None = None) -> Tensor:
         """Sends a state to the targets; returns it, tied to the gradients that they owe for it."""
@@ -105,12 +122,17 @@ class Crossing:
         shown: Tensor = _Shown.apply(hidden, self, site, tuple(targets))  # type: ignore[no-untyped-call]
         return shown
 
-    def hear(self, source: str, site: int) -> Tensor:
-        """Returns another model's state at a site, waited for."""
-        frame = self.rank.wait((source, "state", self.number, site), self.limit)
-        state = unpacked(frame.tensors, DTYPES[frame.fields["dtype"]])
-        if state.dim() != 3:
-            raise LinkError(f"{source!r} sent a state of shape {tuple(state.shape)} at site {site}")
+    def hear(
+        self, source: str, site: int, begun: float | None = None, beside: Tensor | None = None
+    ) -> Tensor:
+        """Returns another model's state at a site, waited for since `begun`; it must fit the one `beside` it."""
+        frame = self.rank.wait((source, "state", self.number, site), self.limit, begun)
+        try:
+            state = unpacked(frame.tensors, DTYPES[frame.fields["dtype"]])
+            self._check(source, site, state, beside)
+        except (LinkError, KeyError, RuntimeError) as error:
+            self.rank.broke(source, LinkError(f"{source!r} sent no state: {error}"))
+            raise
         if not (frame.fields["grad"] and torch.is_grad_enabled()):
             return state
         if site == OUTPUT:

@@ -52,9 +52,15 @@ class Rank:
         except LinkError as error:
             self.broke(to, error)
 
-    def wait(self, key: Key, limit: float) -> Frame:
-        """Returns the frame of a key, which is waited for; calls `late` where it does not come in time."""
-        begun, noted = time.monotonic(), False
+    def wait(self, key: Key, limit: float, begun: float | None = None) -> Frame:
+        """Returns the frame of a key, which is waited for; calls `late` where it does not come in time.
+
+        Args:
+            key: of the frame.
+            limit: seconds.
+            begun: since when, in `time.monotonic()`; now by default.
+        """
+        begun, noted = time.monotonic() if begun is None else begun, False
         while key not in self.inbox:
             channel = self.channels.get(key[0])
             if channel is None or not channel.open:
@@ -65,7 +71,7 @@ class Rank:
             if not noted and left < limit / 2:
                 noted = True
                 self.half_way(key)
-            self.pump(left if noted else left - limit / 2)
+            self.pump(left if noted else max(0.0, left - limit / 2))
         return self.inbox.pop(key)
 
     def pump(self, seconds: float | None) -> bool:
@@ -126,7 +132,8 @@ class Rank:
     @torch.no_grad()
     def answer(self, sender: str, frame: Frame) -> None:
         """Tells another process what the model here would say behind states of its own."""
-        assert self.says is not None
+        if self.says is None:
+            raise LinkError(f"{sender!r} asks {self.name!r} for predictions, which no bridge reads")
         logits = self.says(frame.tensors["states"])
         self.send(sender, Frame("said", {"pass": frame.fields["pass"]}, {"logits": logits}))
 

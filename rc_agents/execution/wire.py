@@ -28,6 +28,8 @@ MAGIC = b"RCN1"
 PREFIX = struct.Struct("!4sIQ")
 MOST_HEADER = 1 << 22
 MOST_BODY = 1 << 36
+MOST_BEFORE = 1 << 16  # bytes of a body from somebody who is not yet let in
+MOST_PARTS = 1000  # buffers that the kernel takes at once
 CHUNK = 1 << 20
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -69,32 +71,43 @@ class Frame:
     fields: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def parts(self) -> list[bytes | memoryview]:
-        """Returns the bytes to send, the tensors' own memory among them."""
+    def parts(self, number: int = 0) -> list[bytes | memoryview]:
+        """Returns the bytes to send as the link's frame of this number, the tensors' own memory among them."""
         tensors = {
             name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()
         }
         listed = [[name, _name_of(one), list(one.shape)] for name, one in tensors.items()]
-        header = json.dumps({"kind": self.kind, "tensors": listed, **self.fields}).encode()
+        header = json.dumps(
+            {"kind": self.kind, "n": number, "tensors": listed, **self.fields}
+        ).encode()
         views = [_bytes_of(one) for one in tensors.values() if one.numel()]
         prefix = PREFIX.pack(MAGIC, len(header), sum(len(view) for view in views))
         return [prefix + header, *views]
 
     @classmethod
-    def read(cls, header: bytes, body: bytearray) -> Frame:
-        """Makes the frame out of what came; raises `LinkError` where header and body contradict each other."""
+    def read(cls, header: bytes, body: bytearray, number: int = 0) -> Frame:
+        """Makes the link's frame of this number out of what came.
+
+        Raises:
+            LinkError: another number, or a header and a body that contradict each other.
+        """
         try:
             fields = json.loads(header)
-            kind, listed = fields.pop("kind"), fields.pop("tensors")
+            kind, listed, came = fields.pop("kind"), fields.pop("tensors"), fields.pop("n")
             tensors, start = {}, 0
             for name, dtype, shape in listed:
                 size = math.prod(shape) * DTYPES[dtype].itemsize
-                tensors[name] = _tensor_of(body[start : start + size], DTYPES[dtype], shape)
+                data = body[start : start + size]
+                if len(data) != size:
+                    raise ValueError(f"{name!r} needs {size} bytes and has {len(data)}")
+                tensors[name] = _tensor_of(data, DTYPES[dtype], shape)
                 start += size
         except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise LinkError(
                 f"a frame came that is none: {type(error).__name__}: {error}"
             ) from error
+        if came != number:
+            raise LinkError(f"frame {came} came where frame {number} was to come")
         if start != len(body):
             raise LinkError(
                 f"a frame came with {len(body)} bytes of tensors, its header names {start}"
@@ -161,6 +174,8 @@ class Channel:
     def __init__(self, sock: socket.socket, name: str, deadline: float) -> None:
         self.sock, self.name, self.deadline = sock, name, deadline
         self.sent = self.received = 0
+        self.most = MOST_BEFORE  # until whoever it is has been let in
+        self._numbers = [0, 0]  # frames sent and received
         self._rest: queue.Queue[bytes | None] | None = None
         self._lock = threading.Lock()
         self._want, self._got = PREFIX.size, bytearray()
@@ -184,16 +199,17 @@ class Channel:
         Raises:
             LinkError: the link is broken.
         """
-        parts = frame.parts()
         with self._lock:
             if self._broken is not None:
                 raise LinkError(f"the link to {self.name!r} is gone: {self._broken}")
+            parts = frame.parts(self._numbers[0])
+            self._numbers[0] += 1
             total = sum(len(part) for part in parts)
             self.sent += total
             done = 0
             if self._rest is None:
                 try:
-                    done = self.sock.sendmsg(parts)
+                    done = self.sock.sendmsg(parts[:MOST_PARTS])
                 except BlockingIOError:
                     pass
                 except OSError as error:
@@ -218,7 +234,7 @@ class Channel:
             view = memoryview(data or b"")
             while view:
                 try:
-                    if not select.select([], [self.sock], [], self.deadline)[1]:
+                    if not _ready(self.sock, select.POLLOUT, self.deadline):
                         raise TimeoutError(f"it took no byte for {self.deadline:g} s")
                     view = view[self.sock.send(view[:CHUNK]) :]
                 except BlockingIOError:
@@ -267,7 +283,7 @@ class Channel:
         part, self._got = self._got[: self._want], self._got[self._want :]
         if self._sizes is None:
             magic, header, body = PREFIX.unpack(part)
-            if magic != MAGIC or header > MOST_HEADER or body > MOST_BODY:
+            if magic != MAGIC or header > MOST_HEADER or body > self.most:
                 raise self._break(ConnectionError("it sends what is no frame"))
             self._sizes, self._want = (header, body), header
             return None
@@ -276,7 +292,11 @@ class Channel:
             if self._want:
                 return None
             part = bytearray()
-        frame = Frame.read(self._header, part)
+        try:
+            frame = Frame.read(self._header, part, self._numbers[1])
+        except LinkError as error:
+            raise self._break(error) from error
+        self._numbers[1] += 1
         self._sizes, self._header, self._want = None, None, PREFIX.size
         return frame
 
@@ -287,6 +307,18 @@ class Channel:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
+
+
+def _ready(sock: socket.socket, event: int, seconds: float) -> bool:
+    """Waits until a socket can be read or written; `select` knows no descriptors beyond 1,023."""
+    poll = select.poll()
+    poll.register(sock, event)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
+
+
+def readable(channel: Channel, seconds: float) -> bool:
+    """Waits until there is something to read on a link; returns whether there is."""
+    return channel.ready or _ready(channel.sock, select.POLLIN, seconds)
 
 
 def _configure(sock: socket.socket, deadline: float) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from ..execution.wire import Channel, Frame, LinkError, NotYet
@@ -14,6 +15,7 @@ from .handshake import admit, next_frame
 from .settings import NodeSettings
 
 logger = logging.getLogger(__name__)
+VISITORS = 32  # that may be in the middle of a handshake at once
 
 
 class Door:
@@ -33,6 +35,7 @@ class Door:
     ) -> None:
         self.server, self.settings, self.welcome = server, settings, welcome
         self.closed = False
+        self.room = threading.BoundedSemaphore(VISITORS)
         # Wakes a process that waits for frames when somebody has come in.
         self.bell, self._ring = os.pipe()
         os.set_blocking(self.bell, False)
@@ -48,9 +51,17 @@ class Door:
         while not self.closed:
             try:
                 sock, _ = self.server.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._receive, args=(sock,), daemon=True).start()
+            except OSError:  # closed, or out of descriptors for now
+                time.sleep(0.05)
+                continue
+            if not self.room.acquire(blocking=False):
+                sock.close()
+                continue
+            try:
+                threading.Thread(target=self._receive, args=(sock,), daemon=True).start()
+            except RuntimeError:
+                self.room.release()
+                sock.close()
 
     def _receive(self, sock: socket.socket) -> None:
         who = "a visitor"
@@ -71,6 +82,8 @@ class Door:
             log("%s was turned away: %s", who, error)
             with contextlib.suppress(OSError):
                 sock.close()
+        finally:
+            self.room.release()
 
     def ring(self) -> None:
         """Wakes whoever waits for frames."""
@@ -79,7 +92,7 @@ class Door:
 
     def heard(self) -> None:
         """Takes the rings off the bell."""
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError, OSError):
             while os.read(self.bell, 64):
                 pass
 
@@ -89,3 +102,7 @@ class Door:
         with contextlib.suppress(OSError):
             self.server.shutdown(socket.SHUT_RDWR)
         self.server.close()
+        bells, self.bell, self._ring = (self.bell, self._ring), -1, -1
+        for one in bells:
+            if one >= 0:
+                os.close(one)

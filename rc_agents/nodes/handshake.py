@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import importlib.metadata
 import os
-import select
 import socket
 import time
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 
-from ..execution.wire import Channel, Frame, LinkError, NotYet
+from ..execution.wire import Channel, Frame, LinkError, NotYet, readable
 
 PROTOCOL = 1
 HELLO = b"rc_agents node 1\n"
@@ -36,10 +35,11 @@ def greet(sock: socket.socket, secret: bytes, seconds: float) -> None:
     Raises:
         LinkError: another secret, or no process of ours.
     """
+    end = time.monotonic() + seconds
     sock.settimeout(seconds)
     mine = os.urandom(SIZE)
     sock.sendall(HELLO + mine)
-    theirs = _exactly(sock, 2 * SIZE)
+    theirs = _exactly(sock, 2 * SIZE, end)
     number, proof = theirs[:SIZE], theirs[SIZE:]
     if not hmac.compare_digest(proof, _proof(secret, b"accept", mine, number)):
         raise LinkError("the other process has another secret; give both the same")
@@ -52,20 +52,24 @@ def admit(sock: socket.socket, secret: bytes, seconds: float) -> None:
     Raises:
         LinkError: another secret, or no process of ours.
     """
+    end = time.monotonic() + seconds
     sock.settimeout(seconds)
-    first = _exactly(sock, len(HELLO) + SIZE)
+    first = _exactly(sock, len(HELLO) + SIZE, end)
     if not first.startswith(HELLO):
         raise LinkError("it is no process of an ensemble")
     theirs, number = first[len(HELLO) :], os.urandom(SIZE)
     sock.sendall(number + _proof(secret, b"accept", theirs, number))
-    if not hmac.compare_digest(_exactly(sock, SIZE), _proof(secret, b"connect", theirs, number)):
+    if not hmac.compare_digest(
+        _exactly(sock, SIZE, end), _proof(secret, b"connect", theirs, number)
+    ):
         raise LinkError("the other process has another secret; give both the same")
 
 
-def _exactly(sock: socket.socket, count: int) -> bytes:
+def _exactly(sock: socket.socket, count: int, end: float) -> bytes:
     data = b""
     while len(data) < count:
         try:
+            sock.settimeout(max(0.001, end - time.monotonic()))
             part = sock.recv(count - len(data))
         except OSError as error:
             raise NotYet(f"the handshake failed: {error}") from error
@@ -114,5 +118,5 @@ def next_frame(channel: Channel, seconds: float) -> Frame:
         for frame in channel.frames():
             return frame
         left = end - time.monotonic()
-        if left <= 0 or not select.select([channel], [], [], left)[0]:
+        if left <= 0 or not readable(channel, left):
             raise NotYet(f"{channel.name!r} did not answer within {seconds:g} s")

@@ -27,13 +27,13 @@ from ..execution.coupled_pass import CoupledPass
 from ..execution.crossing import OUTPUT, Crossing
 from ..execution.protocol import LOST, NO_LOGITS, Call, Meet, Schedule, Stream, fail
 from ..execution.rank import Key, Rank
-from ..execution.wire import Channel, Frame, LinkError, NotYet
+from ..execution.wire import MOST_BODY, Channel, Frame, LinkError, NotYet, readable
 from ..modeling import CoupledForCausalLM
 from ..topology import ANCHOR
 from .door import Door
 from .handshake import PROTOCOL, disagreement, next_frame, versions
 from .order import Order
-from .settings import NodeSettings, listener
+from .settings import NodeSettings, hub_options, listener
 from .weights import Copies, told
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,12 @@ class Hub(Rank):
         self._present: Sequence[str] = ()
         self._waits_on: dict[str, str] = {}
         self._backwards: set[int] = set()
+        self._goes_back = 0  # the thread that runs a backward
+        self._since: int | None = None  # the first pass that a loss undoes
+        self._told: set[str] = set()
+        self._finished = -1
+        self._suspects: dict[str, str] = {}
+        self._caught_up = 0
         self._freed: dict[str, list[int]] = {}
         self._known: weakref.WeakSet[RemoteCache] = weakref.WeakSet()
         self._closed = False
@@ -121,7 +127,7 @@ class Hub(Rank):
             )
         self._model = weakref.ref(model)  # which holds this hub
         self._made: CoupledForCausalLM | None = model
-        self.identity = checkpoint.identity(path)
+        self.identity = checkpoint.identity(path, **hub_options(options))
         self.copies = {name: Copies(lambda: self.model, name) for name in model.specialists}
         if ANCHOR in told(model):
             self.says = backbone.Lens(model.models[ANCHOR])
@@ -192,11 +198,12 @@ class Hub(Rank):
             unreached = ready.fields["unreached"]
             if unreached:
                 raise NotYet(f"it cannot reach {', '.join(unreached)}, with whom it shares edges")
-        except LinkError:
+        except Exception:
             with self._joining:
                 if self._addresses.get(name, ([], 0))[1] == epoch:
                     del self._addresses[name]
             raise
+        channel.most = MOST_BODY
         with self._joining:
             self._links[name] = (epoch, channel)
             self.cards[name] = dict(hello.fields)
@@ -214,8 +221,14 @@ class Hub(Rank):
         self, make: Callable[[], CoupledPass], memory: CoupledCache
     ) -> tuple[CoupledPass, dict[str, Any]]:
         """Runs a pass; where a specialist is lost in it, once more without it, from where it began."""
+        if self._backwards and self._goes_back != threading.get_ident():
+            raise ModelRunError(
+                "another thread's backward is under way; train an ensemble of several processes in one thread"
+            )
         with self._lock:
+            self._backwards.clear()
             while True:
+                self._since, self._caught_up = None, 0
                 self._admit(memory)
                 restore = memory.snapshot()
                 try:
@@ -239,6 +252,9 @@ class Hub(Rank):
             for name in list(self._links):
                 if not self._links[name][1].open or _is_dead(self._links[name][1]):
                     self._unlink(name, "its process is gone", memory.length)
+            for name, reason in self._suspects.items():
+                self._unlink(name, reason, memory.length)
+            self._suspects.clear()
             links = dict(self._links)
         self.channels = {name: channel for name, (_, channel) in links.items()}
         for name in self.copies:
@@ -259,7 +275,7 @@ class Hub(Rank):
     def _run(self, step: CoupledPass, streams: Sequence[Stream], num_sites: int) -> dict[str, Any]:
         """Tells everybody their part, runs the anchor, and gathers the logits that are wanted."""
         present = [stream.name for stream in streams]
-        limit = self.limit(step.input_ids.numel())
+        limit = self.limit(step.input_ids.numel() + self._caught_up)
         number = self._begin(present)
         edges = [edge for edge in step.edges if {*edge} <= set(present)]
         reads = told(self.model)
@@ -284,6 +300,7 @@ class Hub(Rank):
                 limit=0.9 * limit,  # so that it names its culprit before this process names it
                 wire=self.settings.wire,
                 deaf=deaf,
+                since=self._since or 0,
             )
             self._tell(stream.name, order)
             if order.output or order.answers:
@@ -298,6 +315,8 @@ class Hub(Rank):
             limit,
             self.settings.wire,
             deaf,
+            widths={name: backbone.stream_width(one) for name, one in self.model.models.items()},
+            own_tokens=frozenset(self.model.config.span_names),
         )
         outputs: dict[str, Any] = dict.fromkeys(present)
         for stream in streams:
@@ -309,7 +328,7 @@ class Hub(Rank):
                 heard[name] = crossing.hear(name, OUTPUT)
             else:
                 self.wait((name, "done", number, 0), limit)
-        self._number = -1
+        self._number, self._finished = -1, number
         outputs[ANCHOR].logits, heard = crossing.ended(outputs[ANCHOR].logits, heard)
         outputs |= {name: SimpleNamespace(logits=logits) for name, logits in heard.items()}
         return outputs
@@ -339,6 +358,8 @@ class Hub(Rank):
 
     def _begin(self, present: Sequence[str]) -> int:
         self._number = next(self._numbers)
+        if self._since is None:
+            self._since, self._told = self._number, set()
         self.num_passes += 1
         self._present = [name for name in present if name != ANCHOR]
         self._waits_on = {}
@@ -351,14 +372,17 @@ class Hub(Rank):
         if cache is not None and cache not in self._known:
             self._known.add(cache)
             weakref.finalize(cache, self._freed.setdefault(name, []).append, cache.id)
-        freed = self._freed.get(name)
-        if freed:
-            self.send(name, Frame("free", {"caches": freed[:]}))
-            freed.clear()
+        self._told.add(name)
+        freed, ids = self._freed.get(name), []
+        while freed:  # to which other threads add
+            ids.append(freed.pop())
+        if ids:
+            self.send(name, Frame("free", {"caches": ids}))
         if self.trains:
             news = self.copies[name].frame(self._links[name][0])
             if news is not None:
                 self.send(name, news)
+                self.copies[name].is_sent()
         self.send(name, order.frame(name))
         if cache is not None:
             cache.after = order.number
@@ -376,7 +400,9 @@ class Hub(Rank):
             epochs={},
             edges=[],
             limit=self.limit(call.arguments["input_ids"].numel()),
+            since=self._since or 0,
         )
+        self._caught_up += call.arguments["input_ids"].numel()
         self._tell(name, order)
 
     def lens(self, name: str) -> Callable[[Tensor], Tensor]:
@@ -391,14 +417,18 @@ class Hub(Rank):
 
     def _give_up(self) -> None:
         """Ends the pass that is running, everywhere."""
-        number, self._number = self._number, -1
-        if number < 0:
+        number, since = self._number, self._since
+        self._number, self._since = -1, None
+        for copies in self.copies.values():
+            copies.forget()
+        if since is None:
             return
-        for name in self._present:
+        fields = {"pass": max(number, since), "since": since}
+        for name in self._told:
             channel = self.channels.get(name)
             if channel is not None and channel.open:
                 with suppress(LinkError):
-                    channel.send(Frame("abort", {"pass": number}))
+                    channel.send(Frame("abort", fields))
 
     def _drop(self, memory: CoupledCache, lost: Lost) -> None:
         memory.lost[lost.name] = lost.reason
@@ -419,18 +449,23 @@ class Hub(Rank):
         logger.warning("%s", message)
         warnings.warn(message, stacklevel=2)
 
-    def wait(self, key: Key, limit: float) -> Frame:
+    def wait(self, key: Key, limit: float, begun: float | None = None) -> Frame:
         """As `Rank.wait`; remembers how long it took to notice a loss."""
-        begun = time.monotonic()
+        since = time.monotonic()
         try:
-            return super().wait(key, limit)
+            return super().wait(key, limit, begun)
         except Lost:
-            self._waited = time.monotonic() - begun
+            self._waited = time.monotonic() - since
             raise
 
     def control(self, sender: str, frame: Frame) -> None:
         """Hears of trouble."""
         number = int(frame.fields.get("pass", -1))
+        if frame.kind == "failed" and frame.fields.get("backward") and number in self._backwards:
+            raise Lost(sender, f"its backward failed: {frame.fields['reason']}")
+        if frame.kind == "lost" and number == self._finished:  # this process needed it no more
+            peer = str(frame.fields["peer"])
+            self._suspects[peer] = f"{sender} lost it: {frame.fields['reason']}"
         if number != self._number or number < 0:
             return
         if frame.kind == "waiting":
@@ -438,14 +473,16 @@ class Hub(Rank):
         elif frame.kind == "failed":
             raise Lost(sender, f"it failed: {frame.fields['reason']}")
         elif frame.kind == "lost":
-            peer = str(frame.fields["peer"])
+            peer = self._culprit(str(frame.fields["peer"]))
+            if peer not in self._present:
+                raise Lost(sender, f"it lost {peer!r}, who takes no part: {frame.fields['reason']}")
             raise Lost(peer, f"{sender} lost it: {frame.fields['reason']}")
         else:
             logger.warning("a frame of unknown kind %r from %s", frame.kind, sender)
 
     def broke(self, name: str, error: LinkError) -> None:
         """A link is gone: of one who takes part in the pass that runs, or of one who does not."""
-        if self._number >= 0 and name in self._present:
+        if (self._number >= 0 or self._backwards) and name in self._present:
             raise Lost(name, str(error)) from error
         self.channels.pop(name, None)
         with self._joining:
@@ -455,17 +492,20 @@ class Hub(Rank):
 
     def late(self, key: Key, limit: float) -> NoReturn:
         """Finds whom everybody waits for."""
-        culprit, seen = key[0], set()
+        raise Lost(self._culprit(key[0]), f"it sent nothing for {limit:.3g} s")
+
+    def _culprit(self, name: str) -> str:
+        """Returns for whom a specialist waits in the end, itself where it waits for nobody."""
+        culprit, seen = name, set()
         while culprit in self._waits_on and culprit not in seen:
             seen.add(culprit)
             culprit = self._waits_on[culprit]
-        if culprit == ANCHOR:
-            culprit = key[0]
-        raise Lost(culprit, f"it sent nothing for {limit:.3g} s")
+        return name if culprit == ANCHOR else culprit
 
     def watch(self, poll: Any) -> None:
         """Also wakes when somebody has come in, which waits for the next text."""
-        poll.register(self.door.bell, select.POLLIN)
+        if self.door.bell >= 0:
+            poll.register(self.door.bell, select.POLLIN)
 
     def woken(self, descriptor: int) -> None:
         """Somebody has come in."""
@@ -477,17 +517,22 @@ class Hub(Rank):
         """Tells the others once that a pass goes back, and gathers their bridges' gradients when it is done here."""
         if number in self._backwards:
             return
+        if self._number >= 0:
+            raise ModelRunError(
+                "a pass is under way in another thread; train an ensemble of several processes in one thread"
+            )
         self._backwards.add(number)
+        self._goes_back = threading.get_ident()
         others = [name for name in present if name != ANCHOR]
         for name in others:
             self.send(name, Frame("backward", {"pass": number}))
 
         def gather() -> None:
-            self._backwards.discard(number)
             for name in others:
                 frame = self.wait((name, "grads", number, 0), self.limit(0))
                 if self.trains:
                     self.copies[name].add(frame.tensors)
+            self._backwards.discard(number)
 
         torch.autograd.Variable._execution_engine.queue_callback(gather)
 
@@ -506,7 +551,7 @@ class Hub(Rank):
         for _, channel in links.values():
             with suppress(LinkError):  # until the other end has read it and closed
                 while (left := end - time.monotonic()) > 0:
-                    if select.select([channel], [], [], left)[0]:
+                    if readable(channel, left):
                         list(channel.frames())
             channel.close()
 

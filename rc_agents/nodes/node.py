@@ -26,13 +26,13 @@ from ..execution.exchange import EXCHANGE, keep
 from ..execution.protocol import Call
 from ..execution.rank import Key, Rank
 from ..execution.tree import takes_branches
-from ..execution.wire import Channel, Frame, LinkError, NotYet
+from ..execution.wire import MOST_BODY, Channel, Frame, LinkError, NotYet
 from ..modeling import CoupledForCausalLM
 from ..topology import ANCHOR
 from .door import Door
 from .handshake import PROTOCOL, disagreement, greet, next_frame, versions
 from .order import Order, entered
-from .settings import NodeSettings, listener
+from .settings import NodeSettings, hub_options, listener
 from .weights import Weights, told
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,11 @@ class Node(Rank):
         self.model = self.ensemble.models[name]
         if name in told(self.ensemble):
             self.says = backbone.Lens(self.model)
-        self.identity = checkpoint.identity(path)
+        self.identity = checkpoint.identity(path, **hub_options(options))
         self.tree = name in self.ensemble.config.span_names and takes_branches(self.model)
+        self.widths = {
+            each: backbone.stream_width(one) for each, one in self.ensemble.models.items()
+        }
         self.advertise = advertise
         self.peers: dict[str, tuple[int, Channel]] = {}
         self.epoch = 0
@@ -96,7 +99,8 @@ class Node(Rank):
         self.done: dict[int, int | None] = {}  # the last pass that each memory holds
         self.todo: deque[Frame] = deque()
         self.running = self.given_up = -1
-        self.undo: tuple[int, Callable[[], None]] | None = None
+        self.undo: OrderedDict[int, Callable[[], None]] = OrderedDict()
+        self.spent: deque[int] = deque(maxlen=1024)  # passes whose graphs are gone
         self.graphs: OrderedDict[int, list[tuple[Tensor, bool]]] = OrderedDict()
         self.weights = Weights(self.ensemble, name)
         self.stopped = threading.Event()
@@ -130,11 +134,13 @@ class Node(Rank):
                 pause = min(2 * pause, 5.0)
                 continue
             logger.info("%s serves %s:%d", self.name, *anchor)
+            goodbye = False
             try:
                 goodbye = self._serve()
             except AnchorGone as error:
-                goodbye = False
                 logger.warning("the link to the anchor is gone: %s", error)
+            except Exception:  # nothing that comes over a link ends this process
+                logger.exception("%s joins anew", self.name)
             finally:
                 self._leave()
             if goodbye and once:
@@ -163,6 +169,8 @@ class Node(Rank):
             reply = next_frame(channel, self.settings.join)
             if reply.kind == "refused":
                 raise _refusal(self.name, reply)
+            if reply.kind != "welcome" or "peers" not in reply.fields:
+                raise LinkError(f"{anchor[0]}:{anchor[1]} is no anchor's process; name its address")
             self.epoch = int(reply.fields["epoch"])
             unreached = [
                 name
@@ -175,6 +183,7 @@ class Node(Rank):
         except (LinkError, OSError):
             sock.close()
             raise
+        channel.most = MOST_BODY
         self.channels = {ANCHOR: channel}
 
     def card(self) -> dict[str, Any]:
@@ -202,6 +211,7 @@ class Node(Rank):
         if reply.kind != "welcome":
             logger.warning("%s refuses %s: %s", name, self.name, reply.fields.get("reason"))
             return False
+        channel.most = MOST_BODY
         self.peers[name] = (epoch, channel)
         return True
 
@@ -210,19 +220,26 @@ class Node(Rank):
         wrong = disagreement(self.card(), hello.fields)
         if wrong is not None:
             raise LinkError(wrong)
+        if "epoch" not in hello.fields:
+            raise LinkError(f"this is the process of {self.name!r}, not the anchor's")
+        channel.most = MOST_BODY
         self.peers[str(hello.fields["name"])] = (int(hello.fields["epoch"]), channel)
         channel.send(Frame("welcome"))  # last, as a pass over this link may begin at once
 
     def _leave(self) -> None:
         """Frees everything that belonged to the anchor that is gone."""
-        for channel in [*self.channels.values(), *(channel for _, channel in self.peers.values())]:
+        channels, self.channels = self.channels, {}
+        peers, self.peers = self.peers, {}
+        for channel in [*channels.values(), *(channel for _, channel in peers.values())]:
             channel.close()
-        self.channels, self.peers, self.inbox = {}, {}, {}
+        self.inbox.clear()
         self.memories.clear()
         self.done.clear()
         self.graphs.clear()
         self.todo.clear()
-        self.undo, self.running, self.given_up = None, -1, -1
+        self.undo.clear()
+        self.spent.clear()
+        self.running = self.given_up = -1
 
     # Serving.
 
@@ -234,7 +251,7 @@ class Node(Rank):
                 if frame.kind == "bye":
                     return True
                 self._do(frame)
-            self.pump(None)
+            self.pump(1.0)
         return False
 
     def _do(self, frame: Frame) -> None:
@@ -242,12 +259,14 @@ class Node(Rank):
         if frame.kind == "pass":
             self._pass(frame)
         elif frame.kind == "abort":
-            self._undo(number)
+            for one in [one for one in reversed(self.undo) if one >= int(frame.fields["since"])]:
+                self._undo(one)
         elif frame.kind == "backward":
             self._backward(number)
         elif frame.kind == "free":
             for cache in frame.fields["caches"]:
                 self.memories.pop(cache, None)
+                self.undo.clear()  # which may hold what is to be freed; nothing of before is undone
                 self.done.pop(cache, None)
         elif frame.kind == "weights":
             self.weights.take(frame)
@@ -255,7 +274,10 @@ class Node(Rank):
             logger.warning("%s got a frame of unknown kind %r", self.name, frame.kind)
 
     def _pass(self, frame: Frame) -> None:
-        number = self.running = int(frame.fields["pass"])
+        number = int(frame.fields["pass"])
+        if number <= self.given_up:
+            return  # the anchor has already given it up
+        self.running = number
         self.num_passes += 1
         self.forget(number)
         try:
@@ -306,6 +328,8 @@ class Node(Rank):
             order.limit,
             order.wire,
             order.deaf,
+            widths=self.widths,
+            own_tokens=frozenset(self.ensemble.config.span_names),
         )
         backbone.OWNER.set(self.ensemble.key)
         backbone.ARRIVE.set(crossing.arrive if order.num_sites else None)
@@ -338,7 +362,9 @@ class Node(Rank):
                 before()
                 self.done[number] = after
 
-            self.undo = (order.number, undo)
+            self.undo[order.number] = undo
+            while next(iter(self.undo)) < order.since:
+                self.undo.popitem(last=False)
             for name, argument in frame.fields["operations"]:
                 self._operate(memory, name, argument)
         memory.seen[ANCHOR] = order.past
@@ -403,12 +429,10 @@ class Node(Rank):
         return Call(arguments, order.call.keep)
 
     def _undo(self, number: int) -> None:
-        """Puts the memory back as it was before a pass, where that was the last one."""
-        self.given_up = max(self.given_up, number)
+        """Puts a memory back as it was before a pass."""
         self.graphs.pop(number, None)
-        if self.undo is not None and self.undo[0] == number:
-            self.undo[1]()
-            self.undo = None
+        if (undo := self.undo.pop(number, None)) is not None:
+            undo()
 
     # Gradients.
 
@@ -418,20 +442,32 @@ class Node(Rank):
         if roots:
             self.graphs[number] = roots
             while len(self.graphs) > GRAPHS:
-                self.graphs.popitem(last=False)
+                self.spent.append(self.graphs.popitem(last=False)[0])
 
     def _backward(self, number: int) -> None:
         """Runs this process's part of a backward: what others owe for the last states comes over the links."""
-        roots = self.graphs.pop(number, [])
+        if number <= self.given_up:
+            return
         self.running = number
         try:
+            if number in self.spent:
+                raise LinkError(
+                    f"its graph of pass {number} is gone: it keeps those of {GRAPHS} passes, each for one backward"
+                )
+            roots = self.graphs.pop(number, [])
             if roots:
+                self.spent.append(number)
                 # Every gradient comes over a link and is added where the state was shown, so the roots start at zero.
                 outputs = [one for one, _ in roots]
                 torch.autograd.backward(outputs, [torch.zeros_like(one) for one in outputs])
             self.send(ANCHOR, self.weights.gradients(number))
-        except (Aborted, _PeerLost, LinkError) as error:
+        except (Aborted, AnchorGone):
+            raise
+        except Exception as error:
             logger.warning("%s gave up the backward of pass %d: %s", self.name, number, error)
+            reason = f"{type(error).__name__}: {backbone.first_line(error)}"
+            fields = {"pass": number, "backward": True, "reason": reason}
+            self.send(ANCHOR, Frame("failed", fields))
         finally:
             self.running = -1
 
@@ -443,8 +479,10 @@ class Node(Rank):
             logger.warning("%s got %r from %s", self.name, frame.kind, sender)
             return
         self.todo.append(frame)
-        if frame.kind == "abort" and int(frame.fields["pass"]) == self.running:
-            raise Aborted
+        if frame.kind == "abort":
+            self.given_up = max(self.given_up, int(frame.fields["pass"]))
+            if self.given_up >= self.running >= 0:
+                raise Aborted
 
     def broke(self, name: str, error: LinkError) -> None:
         """Without the anchor everything ends; without another specialist, the pass that needs it."""
@@ -467,7 +505,8 @@ class Node(Rank):
 
     def watch(self, poll: Any) -> None:
         """Also wakes when another process has come in, or when this one is stopped."""
-        poll.register(self.door.bell, select.POLLIN)
+        if self.door.bell >= 0:
+            poll.register(self.door.bell, select.POLLIN)
 
     def woken(self, descriptor: int) -> None:
         """Somebody has come in."""

@@ -40,6 +40,7 @@ class Order:
         limit: seconds that each wait may take.
         wire: how states cross.
         deaf: the models that need not hear anybody at the last site.
+        since: the first pass that may still be undone together with this one.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Order:
     limit: float = 60.0
     wire: str = "exact"
     deaf: Sequence[str] = ()
+    since: int = 0
 
     def frame(self, me: str) -> Frame:
         """Returns the frame that tells the model `me` of it; takes along what is pending for its cache."""
@@ -96,6 +98,7 @@ class Order:
             "limit": self.limit,
             "wire": self.wire,
             "deaf": list(self.deaf),
+            "since": self.since,
             "after": None if cache is None else cache.after,
             "mode": mode(),
         }
@@ -132,6 +135,7 @@ class Order:
             limit=fields["limit"],
             wire=fields["wire"],
             deaf=fields["deaf"],
+            since=fields["since"],
             after=fields["after"],
         )
 
@@ -158,9 +162,14 @@ def mode() -> dict[str, Any]:
     return {
         "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
-        "autocast": str(torch.get_autocast_dtype("cpu")).removeprefix("torch.")
-        if torch.is_autocast_enabled("cpu")
-        else None,
+        "autocast": next(
+            (
+                str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
+                for kind in ("cpu", "cuda")
+                if torch.is_autocast_enabled(kind)
+            ),
+            None,
+        ),
     }
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
 from ..execution.wire import check_wire
 
 PORT = 29400
+SHORTEST = 16  # bytes of a secret: whoever connects can try guesses of a weak one by himself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class NodeSettings:
     deadline_per_token: float = 0.02
     join: float = 30.0
     wire: str = "exact"
-    secret: bytes = b""
+    secret: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         for name in ("deadline", "join"):
@@ -40,6 +43,11 @@ class NodeSettings:
         if not self.deadline_per_token >= 0:
             raise ConfigError(f"deadline_per_token is 0 or more, got {self.deadline_per_token!r}")
         check_wire(self.wire)
+
+
+def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of `from_pretrained`'s options that say where on the hub a checkpoint lies."""
+    return {name: options[name] for name in ("revision", "token", "cache_dir") if name in options}
 
 
 def address_of(text: str, default_port: int | None = PORT) -> tuple[str, int]:
@@ -59,10 +67,10 @@ def listener(address: tuple[str, int], secret: bytes) -> socket.socket:
     Raises:
         ConfigError: no secret, or an address that cannot be had.
     """
-    if not secret and not _is_loopback(address[0]):
+    if len(secret) < SHORTEST and not _is_loopback(address[0]):
         raise ConfigError(
-            f"listening on {address[0]} is open to the network: give every process the same secret, "
-            "or listen on 127.0.0.1"
+            f"listening on {address[0]} is open to the network: give every process the same secret "
+            f"of at least {SHORTEST} bytes, or listen on 127.0.0.1"
         )
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     try:
@@ -79,9 +87,9 @@ def read_secret(file: str | Path) -> bytes:
         secret = Path(file).expanduser().read_bytes().strip()
     except OSError as error:
         raise ConfigError(f"the secret's file {file} cannot be read: {error.strerror}") from error
-    if len(secret) < 16:
+    if len(secret) < SHORTEST:
         raise ConfigError(
-            f"the secret in {file} has {len(secret)} bytes, at least 16 are needed; "
+            f"the secret in {file} has {len(secret)} bytes, at least {SHORTEST} are needed; "
             "make one with: openssl rand -hex 32"
         )
     return secret

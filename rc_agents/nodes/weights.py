@@ -70,7 +70,8 @@ class Copies:
 
     def __init__(self, ensemble: Callable[[], CoupledForCausalLM], name: str) -> None:
         self.ensemble, self.name = ensemble, name
-        self.sent: dict[str, int] = {}
+        self.sent: dict[str, tuple[int, int]] = {}
+        self.pending: tuple[dict[str, tuple[int, int]], list[str]] = ({}, [])
         self.trains: list[str] | None = None
         self.epoch = -1
 
@@ -80,12 +81,20 @@ class Copies:
             self.sent, self.trains, self.epoch = {}, None, epoch
         own = into(self.ensemble(), self.name)
         trains = [key for key, value in own.items() if value.requires_grad]
-        changed = {key: one for key, one in own.items() if self.sent.get(key) != one._version}
+        marks = {key: (id(one), one._version) for key, one in own.items()}
+        changed = {key: one for key, one in own.items() if self.sent.get(key) != marks[key]}
         if not changed and trains == self.trains:
             return None
-        self.sent |= {key: value._version for key, value in changed.items()}
-        self.trains = trains
+        self.pending = marks, trains
         return Frame("weights", {"trains": trains}, {k: v.detach() for k, v in changed.items()})
+
+    def is_sent(self) -> None:
+        """What `frame` gave last is on its way."""
+        self.sent, self.trains = self.pending
+
+    def forget(self) -> None:
+        """What was sent may not have been taken: all of it goes out again with the next pass."""
+        self.sent, self.trains = {}, None
 
     def add(self, grads: Mapping[str, Tensor]) -> None:
         """Adds gradients to the copies'."""
