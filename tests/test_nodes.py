@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import rc_agents
-from rc_agents import BridgeConfig, Topology
+from rc_agents import BridgeConfig, ModelRef, Topology
 from rc_agents.nodes import NodeSettings
 from tests import test_common_suite as common
 from tests import test_generation as generation
 from tests import test_selection as selection
 from tests import test_span as span
-from tests.connected import connected
+from tests.connected import connected, served
 from tests.ensembles import GREEDY, ensemble, padded, prompts, wake
 from tests.spans import PROSE, batch_of, span_ensemble
+from tests.tiny import saved
 
 pytestmark = pytest.mark.tiny
 
@@ -203,6 +205,21 @@ def test_a_bridge_that_reads_a_prediction_asks_the_sources_process():
         assert torch.equal(model(ids).logits, one(ids).logits)
         expected = one.generate(ids, max_new_tokens=4, **GREEDY)
         assert torch.equal(model.generate(ids, max_new_tokens=4, **GREEDY), expected)
+
+
+def test_a_specialist_may_be_an_adapter_over_the_anchors_base(tmp_path):
+    peft = pytest.importorskip("peft")
+    base = saved(tmp_path, "llama", "prose", width=32, layers=4)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    ref = ModelRef(base=str(base), adapter=str(tmp_path / "adapter"))
+    one, ids = rc_agents.couple(base, {"medical": ref}, sites=2), prompts()
+    wake(one)
+    one.save_pretrained(tmp_path / "saved")
+    with served(str(tmp_path / "saved"), one.specialists) as (model, _), torch.no_grad():
+        assert torch.equal(model(ids).logits, one(ids).logits)
+        assert model.elsewhere.connected == ["medical"]
 
 
 def test_an_ensemble_of_routers_runs_in_one_process(tmp_path):
