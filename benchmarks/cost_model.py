@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from rc_agents.topology import ANCHOR
 
@@ -71,9 +72,15 @@ class Plan:
     def targets(self, source: str, site: int) -> list[str]:
         """Those that hear a model at a site."""
         last = self.deaf and site == self.num_sites - 1
-        return [
-            target for one, target in self.edges if one == source and (target == ANCHOR or not last)
-        ]
+        hearing = self._hearing.get(source, [])
+        return [target for target in hearing if target == ANCHOR] if last else hearing
+
+    @cached_property
+    def _hearing(self) -> dict[str, list[str]]:
+        by_source: dict[str, list[str]] = {}
+        for source, target in self.edges:
+            by_source.setdefault(source, []).append(target)
+        return by_source
 
 
 def state_bytes(width: int, tokens: int, wire: str = "exact", itemsize: int = 4) -> int:
@@ -90,12 +97,14 @@ def state_bytes(width: int, tokens: int, wire: str = "exact", itemsize: int = 4)
 
 
 def order_bytes(plan: Plan, name: str) -> int:
-    """Bytes of what the anchor tells a specialist of a pass: who is there, its edges, and 16 a token."""
-    specialists = [one for one in plan.compute if one != ANCHOR]
-    names = sum(len(one) + 4 for one in plan.compute) + sum(len(one) + 7 for one in specialists)
-    deaf = sum(len(one) + 4 for one in specialists) if plan.deaf else 0
-    edges = sum(len(a) + len(b) + 10 for a, b in plan.edges if name in (a, b))
-    return ORDER_HEADER + names + deaf + edges + 16 * plan.tokens + 8 * plan.mask_columns
+    """Bytes of what the anchor tells a specialist of a pass: its neighbours, its edges, and 16 a token."""
+    edges = [edge for edge in plan.edges if name in edge]
+    near = {name, *(one for edge in edges for one in edge)}
+    others = near - {ANCHOR}
+    names = sum(len(one) + 4 for one in near) + sum(len(one) + 7 for one in others)
+    deaf = sum(len(one) + 4 for one in others) if plan.deaf else 0
+    pairs = sum(len(a) + len(b) + 10 for a, b in edges)
+    return ORDER_HEADER + names + deaf + pairs + 16 * plan.tokens + 8 * plan.mask_columns
 
 
 def traffic(plan: Plan) -> dict[tuple[str, str], int]:

@@ -197,6 +197,19 @@ def test_only_what_an_edge_needs_crosses():
     assert sent < ids.numel() * 8 * 2 + 1024
 
 
+def test_a_specialist_is_not_told_of_those_that_it_shares_no_edge_with():
+    told, ids = {}, prompts(1, 8)
+    for archs in (("llama", "gpt2"), ("llama", "gpt2", "qwen2", "mixtral")):
+        one = ensemble(*archs, topology="star_bilateral")
+        with connected(one) as model:
+            model(ids)
+            channel = model.elsewhere.channels["medical"]
+            before = channel.sent
+            assert torch.equal(model(ids).logits, one(ids).logits)
+            told[len(archs)] = channel.sent - before
+    assert told[2] == told[4]
+
+
 def test_a_bridge_that_reads_a_prediction_asks_the_sources_process():
     form = {("medical", "anchor"): BridgeConfig(gate="token", reads="prediction", start="identity")}
     one = ensemble("llama", "llama", edge_bridges=form, topology="star_bilateral")
