@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/links/wires.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    origin = provenance(0)  # of the code that runs, whatever is edited meanwhile
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         half_open(folder)
@@ -150,7 +151,7 @@ def main() -> None:
         "tokens_counted": arguments.documents * (arguments.tokens - 1),
         "results": results,
         "settings": {"documents": arguments.documents, "tokens": arguments.tokens},
-        **provenance(0),
+        **origin,
     }
     write(arguments.output, record)
     print(json.dumps(record))
