@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from rc_agents.benchmarks import cost_model
-from rc_agents.benchmarks.files import write
+from rc_agents.benchmarks.files import read, write
 from rc_agents.benchmarks.shaped import (
     ANCHOR_HOST,
     CannotShape,
@@ -376,6 +376,32 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def table(rows: Sequence[dict[str, Any]], kind: str) -> str:
+    """A record's rows of one kind of pass as a Markdown table, in milliseconds."""
+    lines = [
+        "| pair | form | link | wire | loopback (quartiles) | link (quartiles) | predicted | measured / predicted "
+        "| bytes to / from specialist, counted | by the model |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if row["kind"] != kind:
+            continue
+        times = [
+            "{:.0f} ({:.0f} to {:.0f})".format(
+                *(1e3 * row[place][key] for key in ("median", "low_quartile", "high_quartile"))
+            )
+            for place in ("loopback_s", "link_s")
+        ]
+        size = row["bytes"]
+        lines.append(
+            f"| {row['pair']} | {row['form']} | {row['profile']} | {row['wire']} | {' | '.join(times)}"
+            f" | {1e3 * row['predicted_s']:.0f} | {row['link_s']['median'] / row['predicted_s']:.2f}"
+            f" | {size['to_specialist']:,.0f} / {size['from_specialist']:,.0f}"
+            f" | {size['predicted_to']:,} / {size['predicted_from']:,} |"
+        )
+    return "\n".join(lines)
+
+
 def recorded(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
     """The record."""
     settings = {key: getattr(arguments, key) for key in ("steps", "tokens", "seed")}
@@ -400,9 +426,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="begins no cell after that")
     parser.add_argument("--pairs", nargs="+", default=[pair.name for pair in PAIRS])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/links/links.json"))
+    parser.add_argument("--show", type=Path, help="print this record's tables, measure nothing")
     parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.show:
+        for kind in ("decode", "prefill"):
+            print(table(read(arguments.show)["rows"], kind), end="\n\n")
+        return
     if arguments.inside:
         inside(arguments)
         return
