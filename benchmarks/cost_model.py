@@ -53,6 +53,7 @@ class Plan:
         itemsize: bytes of a number of the models' own dtype.
         deaf: whether the last site lies behind the specialists' last blocks, so that they need not hear it.
         mask_columns: B x (P + T) where rows are padded, as the mask then crosses with every order.
+        handling: seconds of a process's own for each frame that it sends or takes in, one after another.
     """
 
     compute: Mapping[str, Sequence[float]]
@@ -63,6 +64,7 @@ class Plan:
     itemsize: int = 4
     deaf: bool = True
     mask_columns: int = 0
+    handling: float = 0.0
 
     @property
     def num_sites(self) -> int:
@@ -74,6 +76,15 @@ class Plan:
         last = self.deaf and site == self.num_sites - 1
         hearing = self._hearing.get(source, [])
         return [target for target in hearing if target == ANCHOR] if last else hearing
+
+    @cached_property
+    def touching(self) -> dict[str, list[tuple[str, str]]]:
+        """Each model's edges, in and out."""
+        found: dict[str, list[tuple[str, str]]] = {name: [] for name in self.compute}
+        for edge in self.edges:
+            for name in edge:
+                found[name].append(edge)
+        return found
 
     @cached_property
     def _hearing(self) -> dict[str, list[str]]:
@@ -97,8 +108,11 @@ def state_bytes(width: int, tokens: int, wire: str = "exact", itemsize: int = 4)
 
 
 def order_bytes(plan: Plan, name: str) -> int:
-    """Bytes of what the anchor tells a specialist of a pass: its neighbours, its edges, and 16 a token."""
-    edges = [edge for edge in plan.edges if name in edge]
+    """Bytes of what the anchor tells a specialist of a pass: its neighbours, its edges, and 16 a token.
+
+    A pass that begins a text sends 8 a token where nobody has named positions.
+    """
+    edges = plan.touching[name]
     near = {name, *(one for edge in edges for one in edge)}
     others = near - {ANCHOR}
     names = sum(len(one) + 4 for one in near) + sum(len(one) + 7 for one in others)
@@ -165,19 +179,24 @@ def pass_seconds(
         ports: by process; unlimited where left out.
         latency: seconds one way between any two processes.
     """
-    network = Network(ports or {}, latency)
-    clock = {
-        name: 0.0 if name == ANCHOR else network.deliver(ANCHOR, name, 0.0, order_bytes(plan, name))
-        for name in plan.compute
-    }
+    network, own = Network(ports or {}, latency), plan.handling
+    clock = {ANCHOR: 0.0}
+    for name in plan.compute:
+        if name != ANCHOR:
+            clock[ANCHOR] += own
+            there = network.deliver(ANCHOR, name, clock[ANCHOR], order_bytes(plan, name))
+            clock[name] = there + own
     for site in range(plan.num_sites):
-        ready = {name: clock[name] + plan.compute[name][site] for name in plan.compute}
-        clock = dict(ready)
-        for source in sorted(ready, key=ready.__getitem__):
+        clock = {name: clock[name] + plan.compute[name][site] for name in plan.compute}
+        heard: dict[str, list[float]] = {name: [] for name in plan.compute}
+        for source in sorted(clock, key=clock.__getitem__):
             size = state_bytes(plan.widths[source], plan.tokens, plan.wire, plan.itemsize)
             for target in plan.targets(source, site):
-                there = network.deliver(source, target, ready[source], size)
-                clock[target] = max(clock[target], there)
+                clock[source] += own
+                heard[target].append(network.deliver(source, target, clock[source], size))
+        for name, times in heard.items():
+            for there in sorted(times):
+                clock[name] = max(clock[name], there) + own
     return clock[ANCHOR] + plan.compute[ANCHOR][-1]
 
 

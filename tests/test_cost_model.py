@@ -1,6 +1,7 @@
 """The cost model says what is counted on the links, and what can be worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,3 +134,17 @@ def test_the_anchors_port_is_shared_by_all_specialists():
         return pass_seconds(plan, {"anchor": Port(down=1e9)})
 
     assert seconds(10) == pytest.approx(10 * seconds(1), rel=0.01)
+
+
+@pytest.mark.unit
+def test_frames_are_handled_one_after_another():
+    one = replace(_pair(1, "unilateral", anchor=0.0, specialist=0.0), handling=0.1)
+    assert pass_seconds(one) == pytest.approx(0.4)  # order out, order in, state out, state in
+    names = ["anchor", *(f"s{k}" for k in range(50))]
+    many = Plan(
+        compute={name: [0.0, 0.0] for name in names},
+        edges=[(name, "anchor") for name in names[1:]],
+        widths=dict.fromkeys(names, 8),
+        handling=0.1,
+    )
+    assert pass_seconds(many) == pytest.approx(10.0, abs=0.3)

@@ -67,7 +67,7 @@ def test_extrapolated_cells_say_what_is_sensible():
     size = extrapolate.Size("small", 64, 0.010, 0.1)
     port = Port(up=1e9, down=1e9)
     near, far = (extrapolate.Link("link", latency, port, port) for latency in (1e-4, 0.05))
-    assert extrapolate.cell(size, near, "unilateral", 5, 1, "exact") == "**10** / **0.10**"
+    assert extrapolate.cell(size, near, "unilateral", 5, 1, "exact") == "**11** / **0.10**"
     assert extrapolate.cell(size, far, "star_bilateral", 5, 1, "exact") == "310 / 0.41"
 
 
