@@ -67,8 +67,13 @@ def test_extrapolated_cells_say_what_is_sensible():
     size = extrapolate.Size("small", 64, 0.010, 0.1)
     port = Port(up=1e9, down=1e9)
     near, far = (extrapolate.Link("link", latency, port, port) for latency in (1e-4, 0.05))
-    assert extrapolate.cell(size, near, "unilateral", 5, 1, "exact") == "**11** / **0.10**"
-    assert extrapolate.cell(size, far, "star_bilateral", 5, 1, "exact") == "310 / 0.41"
+    close = extrapolate.cell(size, near, "unilateral", 5, 1, "exact")
+    assert close.count("**") == 4  # both a token and a prompt
+    wide = extrapolate.cell(size, far, "star_bilateral", 5, 1, "exact")
+    assert "*" not in wide
+    token, prompt = (float(one) for one in wide.split(" / "))
+    assert token == pytest.approx(10 + 6 * 50, rel=0.02)
+    assert prompt == pytest.approx(0.1 + 6 * 0.05, rel=0.05)
 
 
 def test_perplexities_are_compared_document_by_document():
