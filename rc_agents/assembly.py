@@ -122,6 +122,7 @@ class Loader:
             if (
                 same
                 and not other.live
+                and not other.remote
                 and other.ref.adapter is None
                 and place[0] == place[1]
                 and kind[0] == kind[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -61,7 +62,7 @@ class Topology:
                     f"edge {edge.source!r} -> {edge.target!r} joins a model to itself; "
                     "to bridge a model to a copy of itself, add it as a specialist under its own name"
                 )
-        twice = {edge for edge in self.edges if self.edges.count(edge) > 1}
+        twice = {edge for edge, count in Counter(self.edges).items() if count > 1}
         if twice:
             shown = ", ".join(f"{edge.source}->{edge.target}" for edge in sorted(twice))
             raise ConfigError(f"each edge may come once; these come more often: {shown}")

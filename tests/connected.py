@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,24 +24,33 @@ def linked(
     one: CoupledForCausalLM, settings: NodeSettings | None = None, **options: Any
 ) -> Iterator[tuple[CoupledForCausalLM, dict[str, Node]]]:
     """The same as `connected`, and the specialists' sides by name."""
-    settings = settings or NodeSettings(deadline=20.0)
     with tempfile.TemporaryDirectory() as folder:
         one.save_pretrained(folder, include_bases=True)
-        model = connect(folder, settings=settings, wait=None, **options)
-        hub: Any = model.elsewhere
-        nodes = [Node(folder, name, settings=settings) for name in one.specialists]
-        threads = [
-            threading.Thread(target=node.serve, args=(hub.door.address,), kwargs={"once": True})
-            for node in nodes
-        ]
-        try:
-            for thread in threads:
-                thread.start()
-            hub.wait_for(one.specialists, 20.0)
-            yield model, dict(zip(one.specialists, nodes, strict=True))
-        finally:
-            hub.close()
-            for node, thread in zip(nodes, threads, strict=True):
-                node.close()
-                thread.join(20.0)
-            assert not any(thread.is_alive() for thread in threads)
+        with served(folder, one.specialists, settings, **options) as both:
+            yield both
+
+
+@contextmanager
+def served(
+    folder: str, names: Sequence[str], settings: NodeSettings | None = None, **options: Any
+) -> Iterator[tuple[CoupledForCausalLM, dict[str, Node]]]:
+    """The ensemble of a checkpoint with these specialists behind links, and their sides by name."""
+    settings = settings or NodeSettings(deadline=20.0)
+    model = connect(folder, settings=settings, wait=None, **options)
+    hub: Any = model.elsewhere
+    nodes = [Node(folder, name, settings=settings) for name in names]
+    threads = [
+        threading.Thread(target=node.serve, args=(hub.door.address,), kwargs={"once": True})
+        for node in nodes
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        hub.wait_for(names, 20.0)
+        yield model, dict(zip(names, nodes, strict=True))
+    finally:
+        hub.close()
+        for node, thread in zip(nodes, threads, strict=True):
+            node.close()
+            thread.join(20.0)
+        assert not any(thread.is_alive() for thread in threads)

@@ -14,9 +14,10 @@ import torch
 from fastapi.testclient import TestClient
 from rc_agents.adapters.langchain import ChatCoupled
 from rc_agents.adapters.server import create_app
+from transformers import AutoModelForCausalLM
 
 import rc_agents
-from rc_agents import BridgeConfig, Topology
+from rc_agents import BridgeConfig, ModelRef, Topology
 from rc_agents.nodes import NodeSettings, connect
 from rc_agents.service import GenerationParams, GenerationService
 from rc_agents.training.bridges import train
@@ -25,9 +26,10 @@ from tests import test_common_suite as common
 from tests import test_generation as generation
 from tests import test_selection as selection
 from tests import test_span as span
-from tests.connected import connected, linked
+from tests.connected import connected, linked, served
 from tests.ensembles import GREEDY, ensemble, padded, prompts, talking, wake
 from tests.spans import PROSE, batch_of, span_ensemble
+from tests.tiny import saved
 from tests.tiny_tokenizers import PROSE as TINY_PROSE
 
 pytestmark = pytest.mark.tiny
@@ -270,6 +272,19 @@ def test_only_what_an_edge_needs_crosses():
     assert sent < ids.numel() * 8 * 2 + 1024
 
 
+def test_a_specialist_is_not_told_of_those_that_it_shares_no_edge_with():
+    told, ids = {}, prompts(1, 8)
+    for archs in (("llama", "gpt2"), ("llama", "gpt2", "qwen2", "mixtral")):
+        one = ensemble(*archs, topology="star_bilateral")
+        with connected(one) as model:
+            model(ids)
+            channel = model.elsewhere.channels["medical"]
+            before = channel.sent
+            assert torch.equal(model(ids).logits, one(ids).logits)
+            told[len(archs)] = channel.sent - before
+    assert told[2] == told[4]
+
+
 def test_a_bridge_that_reads_a_prediction_asks_the_sources_process():
     form = {("medical", "anchor"): BridgeConfig(gate="token", reads="prediction", start="identity")}
     one = ensemble("llama", "llama", edge_bridges=form, topology="star_bilateral")
@@ -278,6 +293,21 @@ def test_a_bridge_that_reads_a_prediction_asks_the_sources_process():
         assert torch.equal(model(ids).logits, one(ids).logits)
         expected = one.generate(ids, max_new_tokens=4, **GREEDY)
         assert torch.equal(model.generate(ids, max_new_tokens=4, **GREEDY), expected)
+
+
+def test_a_specialist_may_be_an_adapter_over_the_anchors_base(tmp_path):
+    peft = pytest.importorskip("peft")
+    base = saved(tmp_path, "llama", "prose", width=32, layers=4)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    ref = ModelRef(base=str(base), adapter=str(tmp_path / "adapter"))
+    one, ids = rc_agents.couple(base, {"medical": ref}, sites=2), prompts()
+    wake(one)
+    one.save_pretrained(tmp_path / "saved")
+    with served(str(tmp_path / "saved"), one.specialists) as (model, _), torch.no_grad():
+        assert torch.equal(model(ids).logits, one(ids).logits)
+        assert model.elsewhere.connected == ["medical"]
 
 
 def test_an_ensemble_of_routers_runs_in_one_process(tmp_path):

@@ -77,6 +77,7 @@ class Order:
             tensors["reads"] = self.spans.reads[me]
         tensors |= {f"picks.{name}": one for name, one in self.spans.picks.items()}
         edges = [edge for edge in self.edges if me in edge]
+        near = {me, *(name for edge in edges for name in edge)}  # all that it deals with
         for place, edge in enumerate(edges):
             if edge in self.strength and edge.target == me:
                 tensors[f"strength.{place}"] = self.strength[edge]
@@ -84,8 +85,8 @@ class Order:
             "pass": self.number,
             "past": self.past,
             "num_sites": self.num_sites,
-            "present": list(self.present),
-            "epochs": self.epochs,
+            "present": [name for name in self.present if name in near],
+            "epochs": {name: one for name, one in self.epochs.items() if name in near},
             "edges": [list(edge) for edge in edges],
             "cache": None if cache is None else cache.id,
             "capacity": None if cache is None else cache.capacity,
@@ -97,7 +98,7 @@ class Order:
             "answers": self.answers,
             "limit": self.limit,
             "wire": self.wire,
-            "deaf": list(self.deaf),
+            "deaf": [name for name in self.deaf if name in near],
             "since": self.since,
             "after": None if cache is None else cache.after,
             "mode": mode(),
