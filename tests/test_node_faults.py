@@ -15,9 +15,19 @@ import torch
 from rc_agents.benchmarks import faults
 
 import rc_agents
-from rc_agents.execution.wire import Channel, Frame, LinkError
+from rc_agents.execution import crossing
+from rc_agents.execution.wire import (
+    MAGIC,
+    MOST_BEFORE,
+    MOST_BODY,
+    PREFIX,
+    Channel,
+    Frame,
+    LinkError,
+    readable,
+)
 from rc_agents.nodes import Node, NodeSettings, connect, read_secret
-from tests.connected import linked
+from tests.connected import connected, linked
 from tests.ensembles import ensemble, prompts
 
 pytestmark = pytest.mark.dist
@@ -256,6 +266,7 @@ def test_frames_cross_whole_and_damaged_ones_are_refused():
         near = socket.create_connection(server.getsockname())
         far = server.accept()[0]
     one, other = Channel(near, "far", 5.0), Channel(far, "near", 5.0)
+    other.most = MOST_BODY  # as whoever has been let in may send
     tensors = {
         "big": torch.randn(3, 700, 1024),
         "half": torch.randn(2, 3).bfloat16(),
@@ -277,15 +288,136 @@ def test_frames_cross_whole_and_damaged_ones_are_refused():
         for name, tensor in tensors.items():
             assert each.tensors[name].dtype == tensor.dtype
             assert torch.equal(each.tensors[name], tensor)
-    header = b'{"kind": "state", "tensors": [["x", "float32", [5]]]}'
+    header = b'{"kind": "state", "n": 0, "tensors": [["x", "float32", [5]]]}'
     for wrong in (b"", b"12345678", b"\x00" * 24):
         with pytest.raises(LinkError, match="a frame came"):
             Frame.read(header, bytearray(wrong))
+    with pytest.raises(LinkError, match="frame 0 came where frame 7 was to come"):
+        Frame.read(header, bytearray(20), 7)
+    one.send(Frame("weights", {}, {str(n): torch.zeros(1) for n in range(2500)}))
+    while not (got := list(other.frames())):
+        time.sleep(0.01)
+    assert len(got[0].tensors) == 2500
     near.send(b"XXXX" + bytes(60))
     with pytest.raises(LinkError, match="no frame"):
         list(other.frames())
     one.close()
     other.close()
+
+
+def test_a_stranger_cannot_make_the_door_hold_much(folder):
+    """Before it has shown that it belongs, a visitor's frame holds a few kilobytes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        channel = Channel(server.accept()[0], "stranger", 5.0)
+    near.sendall(PREFIX.pack(MAGIC, 10, MOST_BEFORE + 1))
+    assert readable(channel, 5.0)
+    with pytest.raises(LinkError, match="no frame"):
+        list(channel.frames())
+    near.close()
+    channel.close()
+
+
+# What a review found.
+
+
+def test_a_pass_that_is_interrupted_leaves_the_specialists_in_step():
+    one, ids = ensemble("llama", "gpt2"), prompts()
+    with linked(one) as (model, _):
+        for error in (KeyboardInterrupt, ValueError):
+            for block in (0, 2, 3):
+
+                def interrupt(*args, error=error):
+                    raise error
+
+                layer = model.models["anchor"].model.layers[block]
+                handle = layer.register_forward_hook(interrupt)
+                with pytest.raises((KeyboardInterrupt, RuntimeError)):
+                    model(ids, use_cache=True)
+                handle.remove()
+                out = model(ids, use_cache=True)
+                assert out.lost is None
+                assert torch.equal(out.logits, one(ids, use_cache=True).logits)
+
+
+def _failing_once(node):
+    """Makes a specialist's next forward fail."""
+
+    def fail(*args):
+        handle.remove()
+        raise IndexError("once")
+
+    handle = node.model.register_forward_pre_hook(fail)
+
+
+@pytest.mark.filterwarnings("ignore:specialist 'law' is lost")
+def test_whoever_is_not_lost_goes_on_after_a_catch_up_and_with_steered_outputs():
+    one, ids = ensemble("llama", "gpt2", "qwen2"), prompts(1, 6)
+    with linked(one) as (model, nodes), torch.no_grad():
+        begun, expected = model(ids, use_cache=True), one(ids, use_cache=True)
+        caches = []
+        for each, cache in ((model, begun.past_key_values), (one, expected.past_key_values)):
+            with each.disabled("medical"):
+                caches.append(each(ids, past_key_values=cache, use_cache=True).past_key_values)
+        _failing_once(nodes["law"])  # in the pass before which medical catches up
+        out = model(ids, past_key_values=caches[0], use_cache=True, output_steered=True)
+        assert list(out.lost) == ["law"]
+        assert set(out.steered_logits) == {"anchor", "medical"}
+        with one.disabled("law"):
+            expected = one(ids, past_key_values=caches[1], use_cache=True)
+        torch.testing.assert_close(out.logits, expected.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_backward_that_cannot_be_run_is_said_and_the_process_serves_on():
+    one, ids = ensemble("llama", "gpt2", topology="star_bilateral"), prompts()
+    with connected(one, trains=True) as model:
+        first = model(ids, labels=ids).loss
+        for _ in range(9):
+            model(ids, labels=ids)
+        with pytest.raises(
+            rc_agents.RCError, match="keeps those of 8 passes, each for one backward"
+        ):
+            first.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.elsewhere.wait_for(["medical"], 20.0)
+            model.zero_grad()
+            losses = [each(ids, labels=ids).loss for each in (model, one)]
+        for loss in losses:
+            loss.backward()
+        for name, value in one.trainable_parameters():
+            torch.testing.assert_close(dict(model.trainable_parameters())[name].grad, value.grad)
+
+
+@pytest.mark.filterwarnings("ignore:specialist 'medical' is lost")
+def test_a_state_of_another_shape_is_no_state(monkeypatch):
+    one, ids = ensemble("llama", "gpt2", topology="unilateral"), prompts()
+    with linked(one) as (model, nodes):
+        show = crossing.Crossing.show
+
+        def cut(self, site, hidden, targets=None):
+            return show(
+                self, site, hidden[:, :1] if self.rank.name == "medical" else hidden, targets
+            )
+
+        monkeypatch.setattr(crossing.Crossing, "show", cut)
+        out = model(ids)
+        assert "expected" in out.lost["medical"]
+        assert nodes["medical"].num_passes == 1
+        assert torch.equal(out.logits, ensemble("llama", "gpt2", awake=False)(ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore:specialist .* is lost")
+def test_a_cache_that_is_emptied_begins_a_new_text(folder):
+    single = rc_agents.CoupledForCausalLM.from_pretrained(folder)
+    model = connect(folder, settings=SOON, wait=None)
+    try:
+        cache = model(prompts(1, 5), use_cache=True).past_key_values
+        assert set(cache.lost) == set(single.specialists)
+        cache.reset()
+        assert not cache.lost
+    finally:
+        model.elsewhere.close()
 
 
 # As a user starts it.

@@ -205,6 +205,8 @@ class Hub(Rank):
             raise
         channel.most = MOST_BODY
         with self._joining:
+            if name in self._links:
+                self._links[name][1].close()
             self._links[name] = (epoch, channel)
             self.cards[name] = dict(hello.fields)
             self.events.append(Event(name, "joined"))

@@ -211,9 +211,16 @@ class Node(Rank):
         if reply.kind != "welcome":
             logger.warning("%s refuses %s: %s", name, self.name, reply.fields.get("reason"))
             return False
-        channel.most = MOST_BODY
-        self.peers[name] = (epoch, channel)
+        self._take_peer(name, epoch, channel)
         return True
+
+    def _take_peer(self, name: str, epoch: int, channel: Channel) -> None:
+        """Keeps a link in the place of one that came before."""
+        channel.most = MOST_BODY
+        old = self.peers.get(name)
+        self.peers[name] = (epoch, channel)
+        if old is not None:
+            old[1].close()
 
     def _welcome(self, channel: Channel, hello: Frame) -> None:
         """Another specialist's process makes its link to this one."""
@@ -222,8 +229,7 @@ class Node(Rank):
             raise LinkError(wrong)
         if "epoch" not in hello.fields:
             raise LinkError(f"this is the process of {self.name!r}, not the anchor's")
-        channel.most = MOST_BODY
-        self.peers[str(hello.fields["name"])] = (int(hello.fields["epoch"]), channel)
+        self._take_peer(str(hello.fields["name"]), int(hello.fields["epoch"]), channel)
         channel.send(Frame("welcome"))  # last, as a pass over this link may begin at once
 
     def _leave(self) -> None:
