@@ -17,10 +17,10 @@ from functools import cached_property
 
 from rc_agents.topology import ANCHOR
 
-STATE_HEADER = {"exact": 138, "bfloat16": 139, "int8": 168}
+STATE_HEADER = {"exact": 145, "bfloat16": 146, "int8": 175}
 """Bytes of a state's frame besides its tensors; a digit more or less in pass, site and shape."""
 
-ORDER_HEADER = 462
+ORDER_HEADER = 470
 """Bytes of an order's frame besides names, edges and tensors."""
 
 PAYLOAD = 1448 / 1514

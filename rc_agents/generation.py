@@ -55,6 +55,7 @@ _PRIVATE: dict[str, tuple[str, ...] | None] = {
     ),
     "PreTrainedModel._init_weights": ("self", "module"),
     "PreTrainedModel._is_stateful": None,
+    "PreTrainedModel._no_split_modules": None,
     "PreTrainedModel._supports_attention_backend": None,
     "PreTrainedModel._supports_flash_attn": None,
     "PreTrainedModel._supports_flex_attn": None,

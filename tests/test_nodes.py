@@ -36,7 +36,11 @@ pytestmark = pytest.mark.tiny
 
 MODULES = (common, generation, selection, span)
 SHARED = [("llama", "gemma3_text"), ("qwen2", "mixtral", "opt"), ("bamba", "bloom")]
-SPANS = [span.PAIRS[0], span.PAIRS[5], span.TRIPLES[0], span.TRIPLES[2]]
+SPANS = [
+    span.PAIRS[5],
+    span.TRIPLES[0],
+    *(pytest.param(parts, marks=pytest.mark.slow) for parts in (span.PAIRS[0], span.TRIPLES[2])),
+]
 BORROWED: list[tuple[Any, dict[str, Any]]] = [
     *(
         (common.test_a_row_is_the_same_alone_in_a_batch_and_with_a_cache, {"archs": a})
@@ -44,7 +48,7 @@ BORROWED: list[tuple[Any, dict[str, Any]]] = [
     ),
     *((common.test_beam_search_is_the_same_with_and_without_a_cache, {"archs": a}) for a in SHARED),
     *((common.test_a_static_cache_changes_nothing, {"archs": a}) for a in SHARED[:2]),
-    *((common.test_assisted_generation_changes_nothing, {"archs": a}) for a in SHARED),
+    *((common.test_assisted_generation_changes_nothing, {"archs": a}) for a in SHARED[:1]),
     (common.test_one_to_five_models_couple, {"count": 4}),
     (generation.test_a_seed_makes_samples_repeat, {}),
     (generation.test_every_row_samples_from_its_own_seed, {}),

@@ -441,9 +441,10 @@ class Hub(Rank):
     def _unlink(self, name: str, reason: str, position: int | None = None) -> None:
         """Takes a specialist off the list, and says so."""
         link = self._links.pop(name, None)
-        self._addresses.pop(name, None)
         if link is None:
             return
+        if self._addresses.get(name, ([], 0))[1] == link[0]:  # not that of who is just coming back
+            del self._addresses[name]
         link[1].close()
         self.events.append(Event(name, "lost", reason, self._waited, position))
         self._waited = 0.0
