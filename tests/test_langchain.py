@@ -499,6 +499,7 @@ def test_tokens_are_counted_by_the_anchors_tokenizer():
     assert chat().get_num_tokens_from_messages([HumanMessage("Hi")]) == len(rendered.token_ids)
 
 
+@pytest.mark.slow
 def test_without_langchain_one_line_says_what_to_install():
     code = "import sys; sys.modules['langchain_core'] = None; import rc_agents.adapters.langchain"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

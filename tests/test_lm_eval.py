@@ -280,6 +280,7 @@ def test_the_wheel_takes_every_file_of_the_adapters():
     assert len(data) > 8
 
 
+@pytest.mark.slow
 def test_without_lm_eval_the_import_says_what_to_install():
     code = "import sys; sys.modules['lm_eval'] = None; import rc_agents.adapters.lm_eval"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -104,6 +104,7 @@ def test_a_guide_that_cannot_work_is_refused(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_without_llguidance_the_message_says_what_to_install():
     code = "import sys; sys.modules['llguidance'] = None\n"
     code += "from rc_agents.service import Guide; Guide.choice(['a'])"

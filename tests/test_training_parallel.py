@@ -38,6 +38,7 @@ def lines(output):
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does_with_two_batches_a_step(tmp_path):
     folder = bases(tmp_path / "bases")
     launched(folder, tmp_path / "two", "1")
