@@ -129,7 +129,14 @@ class Hub(Rank):
         self._made: CoupledForCausalLM | None = model
         self.identity = checkpoint.identity(path, **hub_options(options))
         self.copies = {name: Copies(lambda: self.model, name) for name in model.specialists}
-        if ANCHOR in told(model):
+        # The models stay as they are, so what a pass asks of them is found once.
+        self._asked = told(model)
+        self._widths = {name: backbone.stream_width(one) for name, one in model.models.items()}
+        last = dict(zip(model.names, model.sites[-1], strict=True)) if model.sites else {}
+        self._end_there = {
+            name for name, layer in last.items() if layer == backbone.num_blocks(model.models[name])
+        }
+        if ANCHOR in self._asked:
             self.says = backbone.Lens(model.models[ANCHOR])
         self.door = Door(listener(listen, self.settings.secret), self.settings, self._welcome)
 
@@ -280,7 +287,6 @@ class Hub(Rank):
         limit = self.limit(step.input_ids.numel() + self._caught_up)
         number = self._begin(present)
         edges = [edge for edge in step.edges if {*edge} <= set(present)]
-        reads = told(self.model)
         remote = [stream for stream in streams if stream.name != ANCHOR]
         pending = []
         deaf = [stream.name for stream in remote if self._is_deaf(stream)]
@@ -298,7 +304,7 @@ class Hub(Rank):
                 strength=step.strengths([e for e in step.edges if e.target == stream.name]),
                 spans=step.spans,
                 output=wanted,
-                answers=ANCHOR in reads and (ANCHOR, stream.name) in edges,
+                answers=ANCHOR in self._asked and (ANCHOR, stream.name) in edges,
                 limit=0.9 * limit,  # so that it names its culprit before this process names it
                 wire=self.settings.wire,
                 deaf=deaf,
@@ -317,7 +323,7 @@ class Hub(Rank):
             limit,
             self.settings.wire,
             deaf,
-            widths={name: backbone.stream_width(one) for name, one in self.model.models.items()},
+            widths=self._widths,
             own_tokens=frozenset(self.model.config.span_names),
         )
         outputs: dict[str, Any] = dict.fromkeys(present)
@@ -344,8 +350,7 @@ class Hub(Rank):
             return False
         if self.model.config.span_names:
             return False  # what was heard is read again with later tokens
-        layer = self.model.sites[-1][self.model.names.index(stream.name)]
-        return layer == backbone.num_blocks(self.model.models[stream.name])
+        return stream.name in self._end_there
 
     def _run_anchor(self, stream: Stream, crossing: Crossing) -> Any:
         token = backbone.ARRIVE.set(crossing.arrive)
