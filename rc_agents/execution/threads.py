@@ -61,7 +61,7 @@ class _Pass:
         self.outputs: dict[str, Any] = {}
         self.failure: tuple[str, BaseException] | None = None
         self.lock = threading.Lock()
-        self.state = _torch_state()
+        self.state = torch_state()
         self.barrier = threading.Barrier(len(streams), action=self._exchange)
 
     def run(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class _Pass:
         self.barrier.abort()
 
 
-def _torch_state() -> Callable[[], ExitStack]:
+def torch_state() -> Callable[[], ExitStack]:
     """Returns a context that brings the caller's grad, inference and autocast modes into another thread."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]

@@ -3,80 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+from transformers import TrainingArguments
 
-from rc_agents.errors import TrainingError
 from rc_agents.training.config import TrainConfig
-from rc_agents.training.items import Items
+from rc_agents.training.judged import LOSS, JudgedTrainer
 from rc_agents.training.objectives import Objective, Step
 from rc_agents.training.parameters import groups
 from rc_agents.training.passes import Batch, Pass, targets
 from rc_agents.training.probe import Probe
-from rc_agents.training.resuming import ResumableTrainer
-from rc_agents.training.tally import Tally, means
-
-LOSS, VALIDATION = "loss", "eval_loss"
 
 
-class BridgeTrainer(ResumableTrainer):
+class BridgeTrainer(JudgedTrainer):
     """Trains what `parameters` names of an ensemble, whose models stay as they are.
 
     Args:
         model: the ensemble.
-        settings: how to train.
-        parameters: what trains, by name.
-        items: the batches of all steps.
+        args: in the words of transformers.
         objectives: the terms of the loss.
         runner: runs the ensemble for them.
-        validation: batches to judge by; none where empty.
-        identity: what a run must have in common with one it goes on with, for JSON.
-        callbacks: more transformers callbacks.
-        progress: show a progress bar.
+        others: as for `JudgedTrainer`.
     """
 
-    loss_is_scaled_for_ga = False
+    settings: TrainConfig
 
     def __init__(
         self,
         model: Any,
         args: TrainingArguments,
         *,
-        settings: TrainConfig,
-        parameters: dict[str, nn.Parameter],
-        items: Items,
         objectives: Sequence[Objective],
         runner: Pass,
-        validation: Sequence[Batch],
-        identity: dict[str, Any],
-        callbacks: Sequence[Any],
-        progress: bool,
+        parameters: dict[str, nn.Parameter],
+        **others: Any,
     ) -> None:
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=items,
-            eval_dataset=list(validation) or None,
-            data_collator=lambda batch: batch[0],
-            callbacks=list(callbacks),
-        )
-        self.judged = list(validation)
-        self.settings, self.parameters, self.identity = settings, parameters, identity
-        self.objectives, self.runner = objectives, runner
-        self.probe, self.tally = Probe(model), Tally()
-        self.best: dict[str, Tensor] = {}
-        self.remove_callback(PrinterCallback)
-        if progress:
-            self.add_callback(_Bar)
-
-    # A step.
+        super().__init__(model, args, parameters=parameters, **others)
+        self.objectives, self.runner, self.probe = objectives, runner, Probe(model)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -88,140 +54,22 @@ class BridgeTrainer(ResumableTrainer):
             logits_PV = step.coupled("data")
         terms = {one.name: (one.weight, one(step)) for one in self.objectives if one.concerns(step)}
         for name, (_, value) in terms.items():
-            self._take(f"{LOSS}/{name}", value)
+            self.take(f"{LOSS}/{name}", value)
         loss = sum(weight * value for weight, value in terms.values())
         loss = loss.to(self.args.device)
         return (loss, {"logits": logits_PV}) if return_outputs else loss
-
-    def _take(self, name: str, value: Tensor) -> None:
-        number = value.item()
-        if not math.isfinite(number):
-            raise TrainingError(
-                f"the loss is no longer a number at step {self.state.global_step + 1} ({name}): lower "
-                f"learning_rate={self.settings.learning_rate}, or look for broken weights"
-            )
-        self.tally.add(name, number)
 
     def _listening(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
         if (self.state.global_step + 1) % self.settings.logged_every:
             return contextlib.nullcontext()
         return self.probe.listening(batch["attention_mask"], self.tally.add)
 
-    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
-        """Bfloat16 autocast where it is asked for."""
-        if not self.settings.bf16:
-            return contextlib.nullcontext()
-        return torch.autocast(self.args.device.type, dtype=torch.bfloat16)
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Maps, gates, mix and routers, bases."""
+        return groups(self.parameters, self.settings)
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        """One batch forth and back; behind the last of a step the gradients are averaged over the processes."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.args.world_size > 1 and self.accelerator.sync_gradients:
-            average_gradients(list(self.parameters.values()))
-        return loss
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """AdamW with a rate for each group."""
-        if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(groups(self.parameters, self.settings))
-        return self.optimizer
-
-    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> nn.Module:
-        """Keeps accelerate from wrapping the frozen models: only the few trained gradients cross processes."""
-        return Undivided(self.model)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.is_over():  # a resumed run may be
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
-
-    # What is seen of it.
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the terms, gates and norms; leaves out seconds, so that a resumed run has the same history."""
-        if "train_runtime" in logs:
-            return
-        if LOSS in logs:
-            logs |= means(gather_object([self.tally.state()]))
-            self.tally.clear()
-        super().log(logs, start_time)
-
-    @torch.no_grad()
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Returns the mean loss over all labelled tokens of the validation set; keeps the best bridges."""
-        total, count = 0.0, 0
-        rank, world = self.args.process_index, self.args.world_size
-        for batch in self.judged[rank::world]:
-            batch = self._prepare_inputs(batch)
-            with self.compute_loss_context_manager():
-                logits_PV = self.runner.logits(batch).float()
-            wanted_P = targets(batch).to(logits_PV.device)
-            total += cross_entropy(logits_PV, wanted_P, reduction="sum").item()
-            count += len(wanted_P)
-        found = gather_object([(total, count)])
-        metrics = {VALIDATION: sum(t for t, _ in found) / sum(n for _, n in found)}
-        self.log(dict(metrics))
-        if self.best_step() == self.state.global_step:
-            self.best = {name: one.detach().cpu().clone() for name, one in self.parameters.items()}
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        if self.is_over():
-            self.control.should_training_stop = True
-        return metrics
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        """Returns the validation losses so far, oldest first."""
-        return [entry for entry in self.state.log_history if VALIDATION in entry]
-
-    def best_step(self) -> int:
-        """Returns the first step of the lowest validation loss; the last step without validation."""
-        found = self.evaluations()
-        if not found:
-            return self.state.global_step
-        return min(found, key=lambda entry: (entry[VALIDATION], entry["step"]))["step"]
-
-    def is_over(self) -> bool:
-        """Whether the validation loss had no new best for `patience` looks."""
-        since = [entry for entry in self.evaluations() if entry["step"] > self.best_step()]
-        return self.settings.patience is not None and len(since) >= self.settings.patience
-
-    @torch.no_grad()
-    def restore_best(self) -> None:
-        """Puts the bridges of the best validation loss back."""
-        for name, tensor in self.best.items():
-            self.parameters[name].copy_(tensor)
-
-
-class Undivided(nn.Module):
-    """A model that runs as it is in every process."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the model."""
-        return self.model(*args, **kwargs)
-
-
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Averages the gradients over the processes, all in one tensor; none counts as zero."""
-    device = parameters[0].device
-    each = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([grad.to(device).reshape(-1) for grad in each])
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    for parameter, part in zip(parameters, flat.split([g.numel() for g in each]), strict=True):
-        parameter.grad = part.view_as(parameter).to(parameter.device)
-
-
-class _Bar(ProgressCallback):
-    """A bar with the losses beside it."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Shows the losses."""
-        if self.training_bar is not None:
-            shown = {name: f"{value:.4g}" for name, value in logs.items() if LOSS in name}
-            self.training_bar.set_postfix(shown)
+    def judge(self, batch: Batch) -> tuple[float, int]:
+        """Returns the summed loss and the number of labelled tokens."""
+        logits_PV = self.runner.logits(batch).float()
+        wanted_P = targets(batch).to(logits_PV.device)
+        return cross_entropy(logits_PV, wanted_P, reduction="sum").item(), len(wanted_P)

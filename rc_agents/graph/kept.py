@@ -1,0 +1,263 @@
+"""States that no training step changes, computed once and kept on disk.
+
+A node that hears nobody is the same in every step. One that hears at its last token alone is the same below the block
+where it hears, and the keys and values of the tokens before the last are the same in all blocks, as no token sees a
+later one: a step then runs one token through the upper blocks. One that hears everywhere runs its upper blocks whole.
+
+Files: `<key>/<hash>.safetensors`, put in place by one rename. The key is the hash of a node's frozen model, blocks and
+pooling; the name is the hash of the texts in it, so a killed run goes on behind its last whole file.
+
+Shapes: T tokens of a text, D width, H heads of keys and values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ..backbone import cache_argument, find_blocks
+from ..checkpoint.identity import fingerprint
+from ..errors import TrainingError
+from . import pooling
+from .frozen import FrozenNode
+from .model import LatentGraph
+from .reading import Texts, texts_of, tokenize
+
+CHUNK = 32  # texts a file and a pass
+FORMAT = 1
+STATES, ENTERING, BEFORE = "states", "entering", "before"
+
+
+@dataclass
+class Kept:
+    """The states of texts, node by node.
+
+    Args:
+        graph: whose nodes.
+        folder: where files lie.
+        progress: show a bar while states are computed.
+    """
+
+    graph: LatentGraph
+    folder: Path
+    progress: bool = True
+    places: dict[tuple[str, str], tuple[Path, int]] = field(default_factory=dict)
+    prints: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, member in self.graph.members.items():
+            self.prints[name] = fingerprint(member)
+        self.open: dict[Path, Any] = {}
+
+    def key(self, name: str) -> str:
+        """Returns the hash of all that a node's kept states depend on."""
+        node = self.graph.nodes[name]
+        hears = [node.at, node.node.position] if node.node.hears else None
+        parts = [FORMAT, transformers.__version__, self.prints[name], str(node.model.dtype)]
+        parts += [hears, node.layer, node.node.pooling]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+    def complete(self, texts: Texts) -> None:
+        """Computes what is missing.
+
+        Raises:
+            TrainingError: the folder cannot be written, or a node's cache cannot be kept.
+        """
+        found = texts_of(texts, list(self.graph.nodes))
+        jobs = [job for group in self._groups(found) for job in self._jobs(group, found[group[0]])]
+        for names, chunk in tqdm(jobs, "frozen states", disable=not self.progress or not jobs):
+            self._compute(names, chunk)
+
+    def _groups(self, found: Mapping[str, Sequence[str]]) -> Iterable[list[str]]:
+        """Nodes of one model that read the same texts, which one pass serves."""
+        groups: dict[tuple[str, str, int], list[str]] = {}
+        for name, texts in found.items():
+            tokens = id(self.graph.members[name].tokenizer)
+            groups.setdefault((self.prints[name], _hash(texts), tokens), []).append(name)
+        return groups.values()
+
+    def _jobs(
+        self, names: list[str], texts: Sequence[str]
+    ) -> Iterator[tuple[list[str], list[str]]]:
+        """Texts in chunks of like lengths, with the nodes for which they are missing."""
+        ordered = sorted(set(texts), key=lambda text: (len(text), text))
+        for start in range(0, len(ordered), CHUNK):
+            chunk = ordered[start : start + CHUNK]
+            missing = [name for name in names if not self._known(name, chunk)]
+            if missing:
+                yield missing, chunk
+
+    def _known(self, name: str, chunk: Sequence[str]) -> bool:
+        file = self.folder / self.key(name) / f"{_hash(chunk)}.safetensors"
+        known = file.is_file()
+        if known:
+            self._note(name, chunk, file)
+        return known
+
+    def _note(self, name: str, chunk: Sequence[str], file: Path) -> None:
+        for place, text in enumerate(chunk):
+            self.places[name, text] = (file, place)
+
+    @torch.no_grad()
+    def _compute(self, names: Sequence[str], chunk: list[str]) -> None:
+        nodes = {name: self.graph.nodes[name] for name in names}
+        first = nodes[names[0]]
+        member = self.graph.members[first.name]
+        batch = tokenize(first.name, member.tokenizer, chunk, None)
+        blocks = {block for node in nodes.values() for block in (node.at, node.layer)}
+        caches = any(_keeps_cache(node) for node in nodes.values())
+        cache = _recording(first) if caches else None
+        with _recorded(first, blocks) as states:
+            arguments = first.arguments(batch) | {"use_cache": caches}
+            if caches:
+                arguments[cache_argument(first.model)] = cache
+            first.model(**arguments, return_dict=True)
+        mask = batch["attention_mask"]
+        for name, node in nodes.items():
+            tensors: dict[str, Tensor] = {}
+            for place in range(len(chunk)):
+                begin = int(mask.shape[1] - mask[place].sum())
+                for part, tensor in _parts(node, states, cache, place, begin):
+                    tensors[f"{place}/{part}"] = tensor.detach().cpu().contiguous().clone()
+            self._save(name, chunk, tensors)
+
+    def _save(self, name: str, chunk: Sequence[str], tensors: dict[str, Tensor]) -> None:
+        file = self.folder / self.key(name) / f"{_hash(chunk)}.safetensors"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle, staged = tempfile.mkstemp(dir=file.parent, prefix=".saving-")
+            os.close(handle)
+            try:
+                save_file(tensors, staged)
+                os.replace(staged, file)
+            finally:
+                Path(staged).unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:
+            raise TrainingError(
+                f"cannot keep states in {file.parent}: {error}; make room, or name another folder"
+            ) from error
+        self._note(name, chunk, file)
+
+    def row(self, name: str, text: str) -> dict[str, Tensor]:
+        """Returns what is kept of a text for a node, by part."""
+        file, place = self.places[name, text]
+        if file not in self.open:
+            self.open[file] = safe_open(file, "pt")
+        opened, start = self.open[file], f"{place}/"
+        names = _names_of(self.graph.nodes[name])
+        return {part: opened.get_tensor(start + part) for part in names}
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:32]
+
+
+def _keeps_cache(node: FrozenNode) -> bool:
+    return bool(node.node.hears) and node.node.position == "last"
+
+
+def _names_of(node: FrozenNode) -> list[str]:
+    """Returns the parts that are kept of a text for a node."""
+    if not node.node.hears:
+        return [STATES]
+    names = [ENTERING]
+    if node.node.position == "last":
+        names += [f"{kind}{layer}" for layer in range(node.at, node.layer) for kind in "kv"]
+        if node.node.pooling != "last":
+            names.append(BEFORE)
+    return names
+
+
+def _parts(
+    node: FrozenNode,
+    states: Mapping[int, Tensor],
+    cache: DynamicCache | None,
+    place: int,
+    begin: int,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields what is kept of one text: row `place` of a pass, from token `begin` on."""
+    read_TD = states[node.layer][place, begin:]
+    if not node.node.hears:
+        yield STATES, _condensed(read_TD, node.node.pooling)
+        return
+    entering_TD = states[node.at][place, begin:]
+    if node.node.position == "all":
+        yield ENTERING, entering_TD
+        return
+    yield ENTERING, entering_TD[-1:]
+    if node.node.pooling != "last":
+        yield BEFORE, read_TD[:-1]
+    assert cache is not None
+    for layer in range(node.at, node.layer):
+        keys, values = _of_layer(node, cache, layer, states[node.at].shape[1])
+        yield f"k{layer}", keys[place, :, begin:-1]
+        yield f"v{layer}", values[place, :, begin:-1]
+
+
+def _condensed(states_TD: Tensor, kind: str) -> Tensor:
+    """All that pooling needs of a text: (1, D), or (T, D) for attention."""
+    if kind == "attention":
+        return states_TD
+    mask = torch.ones(1, len(states_TD), dtype=torch.long)
+    pool = pooling.last if kind == "last" else pooling.mean
+    return pool(states_TD[None].float(), mask).to(states_TD.dtype)
+
+
+def _recording(node: FrozenNode) -> DynamicCache:
+    """Returns a cache that keeps the keys and values of all tokens, beyond a sliding window too."""
+    cache = DynamicCache(config=node.model.config.get_text_config(decoder=True))
+    for layer in cache.layers:
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.activate_past_recording()
+    return cache
+
+
+def _of_layer(
+    node: FrozenNode, cache: DynamicCache, layer: int, width: int
+) -> tuple[Tensor, Tensor]:
+    held = cache.layers[layer] if layer < len(cache.layers) else None
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    whole = type(held) in kinds and getattr(held, "keys", None) is not None
+    if not whole or held.keys.shape[-2] != width:  # type: ignore[union-attr]
+        raise TrainingError(
+            f"node {node.name!r} of type {node.model.config.model_type!r} keeps no keys and values of "
+            f"{width} tokens to replay: train with keep=None, or let it hear at position='all'"
+        )
+    return held.keys, held.values  # type: ignore[union-attr, return-value]
+
+
+@contextmanager
+def _recorded(node: FrozenNode, blocks: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """While inside, notes the states behind some blocks of a node's model."""
+    found: dict[int, Tensor] = {}
+
+    def note(block: int, output: Any) -> None:
+        found[block] = output[0] if isinstance(output, tuple) else output
+
+    handles = [
+        find_blocks(node.model)[block - 1].register_forward_hook(
+            lambda _, args, output, block=block: note(block, output)
+        )
+        for block in blocks
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

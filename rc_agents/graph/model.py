@@ -1,0 +1,321 @@
+"""A feedforward graph of frozen models: levels of nodes that hear the level below through a shared latent space.
+
+After Armstrong, Ayoobi and Mukherjee, "Dead Weights, Live Signals: Feedforward Graphs of Frozen Language Models", 2026
+(arXiv 2604.08335). Equations in `latent` and `output`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..assembly import Member
+from ..backbone import freeze
+from ..errors import InputError, nearest
+from ..execution.threads import WORKERS, torch_state
+from . import pooling
+from .config import GraphConfig
+from .frozen import Batch, FrozenNode, Hear
+from .latent import Encode, HearDirectly
+from .latent import Hear as LatentHear
+from .output import ChoiceReadout, VocabularyReadout
+from .reading import Texts, texts_of, tokenize
+
+if TYPE_CHECKING:
+    from .choosing import Choice
+
+
+class Run(Protocol):
+    """Where a node's states come from: its model, or what was kept of an earlier pass."""
+
+    def states(self, name: str, hear: Hear | None) -> tuple[Tensor, Tensor]:
+        """Returns a node's states (B, T, D) behind the block it is read at, and which are real (B, T)."""
+
+
+@dataclass
+class WholeRun:
+    """Every node's model runs.
+
+    Args:
+        nodes: by name.
+        batches: what each reads.
+    """
+
+    nodes: Mapping[str, FrozenNode]
+    batches: Mapping[str, Batch]
+
+    def states(self, name: str, hear: Hear | None) -> tuple[Tensor, Tensor]:
+        """See `Run`."""
+        batch = self.batches[name]
+        grad = torch.is_grad_enabled() and hear is not None
+        with torch.set_grad_enabled(grad):
+            return self.nodes[name].states(batch, hear), batch["attention_mask"]
+
+
+@dataclass
+class Signals:
+    """What went through a graph.
+
+    Attributes:
+        shown: by node, the pooled state that it was read as, (B, D).
+        written: by node that is heard, its state in the latent space, (B, D_latent).
+        latent: by node that hears, the aggregate that reached it, (B, D_latent).
+        weights: by node that hears, how much each node it hears weighed, (B, S).
+    """
+
+    shown: dict[str, Tensor] = field(default_factory=dict)
+    written: dict[str, Tensor] = field(default_factory=dict)
+    latent: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class GraphOutput:
+    """What a graph answers.
+
+    Attributes:
+        logits: scores of the choices (B, K), or of the vocabulary (B, T, V).
+        routing: the output's weights over the nodes that it reads, (B, heads, K or T, N).
+        signals: what went through the graph.
+        loss: cross-entropy in nats, where labels were given.
+    """
+
+    logits: Tensor
+    routing: Tensor
+    signals: Signals
+    loss: Tensor | None = None
+
+
+class LatentGraph(nn.Module):
+    """Frozen nodes, trained edges, and an output. Built by `rc_agents.graph.build`.
+
+    Args:
+        config: the graph.
+        members: the loaded models by name of their node.
+        schedule: "lockstep", one node after another, or "threads", the nodes of a level at once.
+
+    Attributes:
+        temperature: by which scores are divided before they are called probabilities; see `choosing.calibrate`.
+    """
+
+    def __init__(
+        self, config: GraphConfig, members: Mapping[str, Member], schedule: str = "lockstep"
+    ) -> None:
+        super().__init__()
+        self.config, self.members, self.schedule = config, dict(members), schedule
+        self.temperature = 1.0
+        self.nodes = {
+            name: FrozenNode(name, members[name].model, node) for name, node in config.nodes.items()
+        }
+        for name, member in self.members.items():
+            setattr(self, f"lm_{name}", member.model)
+        self.widths = {name: node.width for name, node in self.nodes.items()}
+        self.pools = nn.ModuleDict(
+            {
+                name: pooling.AttentionPool(self.widths[name])
+                for name, node in config.nodes.items()
+                if node.pooling == "attention"
+            }
+        )
+        latent = config.latent
+        direct = latent.link == "direct"
+        self.encode = nn.ModuleDict(
+            {} if direct else {name: Encode(latent, self.widths[name]) for name in config.heard}
+        )
+        self.hear = nn.ModuleDict({name: self._hear(name) for name in config.hearing})
+        self.readout = self._readout()
+        self.eval()
+
+    def _hear(self, name: str) -> nn.Module:
+        latent, node, width = self.config.latent, self.config.nodes[name], self.widths[name]
+        if latent.link == "direct":
+            return HearDirectly(latent, node, width, self.widths)
+        return LatentHear(latent, node, width)
+
+    def _readout(self) -> nn.Module:
+        output, normalize = self.config.output, self.config.latent.normalize
+        widths = {name: self.widths[name] for name in self.config.read}
+        if self.config.voice is None:
+            return ChoiceReadout(output, widths, normalize)
+        return VocabularyReadout(output, widths, normalize, self.widths[self.config.voice])
+
+    def train(self, mode: bool = True) -> LatentGraph:
+        """Trains the edges and the output alone; the models stay frozen, in eval mode."""
+        super().train(mode)
+        for member in self.members.values():
+            freeze(member.model)
+        return self
+
+    # What is trained.
+
+    def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields what trains, by name: edges, pooling and output."""
+        for name, parameter in self.named_parameters():
+            if not name.startswith("lm_") and parameter.requires_grad:
+                yield name, parameter
+
+    def num_trainable(self) -> int:
+        """Returns how many values train."""
+        return sum(parameter.numel() for _, parameter in self.trainable_parameters())
+
+    # A pass.
+
+    def read_texts(self, texts: Texts) -> dict[str, dict[str, Tensor]]:
+        """Returns what every node reads, in its own tokens.
+
+        Raises:
+            InputError, TokenError: see `reading`.
+        """
+        found = texts_of(texts, list(self.nodes))
+        return {
+            name: tokenize(name, self.members[name].tokenizer, each, self._limit(name))
+            for name, each in found.items()
+        }
+
+    def _limit(self, name: str) -> int | None:
+        config = self.members[name].model.config.get_text_config(decoder=True)
+        return getattr(config, "max_position_embeddings", None)
+
+    def forward(
+        self,
+        batches: Mapping[str, Batch] | None = None,
+        *,
+        labels: Tensor | None = None,
+        run: Run | None = None,
+        without: Sequence[str] = (),
+    ) -> GraphOutput:
+        """Answers.
+
+        Args:
+            batches: by node its `input_ids` and `attention_mask`, (B, T), padded on the left; see `read_texts`.
+            labels: the right choices (B,), or the voice's tokens (B, T) with -100 where none is predicted.
+            run: where states come from in place of `batches`.
+            without: nodes that are left out: they show nothing (zeros).
+
+        Raises:
+            InputError: neither batches nor a run, or an unknown node.
+        """
+        for name in without:
+            if name not in self.nodes:
+                raise InputError(
+                    f"without names an unknown node {name!r}; {nearest(name, self.nodes)}"
+                )
+        if run is None:
+            if batches is None:
+                raise InputError("a graph needs batches; make them with graph.read_texts([...])")
+            run = WholeRun(self.nodes, batches)
+        if self.config.voice is None:
+            signals = self.signals(run, self.nodes, without)
+            shown = {name: signals.shown[name] for name in self.config.read}
+            logits, routing = self.readout(shown)
+            return GraphOutput(logits, routing, signals, _loss(logits, labels))
+        from .voice import speak
+
+        assert batches is not None, "a voice runs its whole model"
+        return speak(self, batches, run, labels, without)
+
+    def signals(self, run: Run, names: Any, without: Sequence[str] = ()) -> Signals:
+        """Runs nodes level by level.
+
+        Args:
+            run: where their states come from.
+            names: the nodes to run; those they hear must be among them.
+            without: nodes that show nothing.
+        """
+        found = Signals()
+        for level in self.config.levels:
+            chosen = [name for name in level if name in names]
+            for name, shown in zip(chosen, self._level(chosen, run, found), strict=True):
+                cut = name in without
+                found.shown[name] = torch.zeros_like(shown) if cut else shown
+                if name in self.encode:
+                    found.written[name] = self.encode[name](found.shown[name])
+        return found
+
+    def _level(self, names: Sequence[str], run: Run, found: Signals) -> list[Tensor]:
+        """Returns what the nodes of one level show; independent of one another, so at once under threads."""
+        hears = [self.hearing(name, found) for name in names]
+        if self.schedule != "threads" or len(names) < 2:
+            return [self._shown(name, run, hear) for name, hear in zip(names, hears, strict=True)]
+        enter = torch_state()
+
+        def work(name: str, hear: Hear | None) -> Tensor:
+            with enter():
+                return self._shown(name, run, hear)
+
+        first, *others = zip(names, hears, strict=True)
+        waits = [WORKERS.submit(work, *one) for one in others]
+        mine = contextvars.copy_context().run(work, *first)
+        return [mine, *(wait.result() for wait in waits)]
+
+    def hearing(self, name: str, found: Signals) -> Hear | None:
+        """Returns what a node hears, as what is added to the states that hear; None for one that hears nobody."""
+        if name not in self.hear:
+            return None
+        module: Any = self.hear[name]
+        if isinstance(module, LatentHear):
+            found.latent[name], found.weights[name] = module.latent(found.written)
+        said = module.said(found.written, found.shown)
+        return lambda heard_BTD: module(said, heard_BTD)
+
+    def _shown(self, name: str, run: Run, hear: Hear | None) -> Tensor:
+        states_BTD, mask_BT = run.states(name, hear)
+        return self.pooled(name, states_BTD, mask_BT)
+
+    def pooled(self, name: str, states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Returns what a node shows of its states, (B, D) in float32."""
+        kind = self.config.nodes[name].pooling
+        if kind == "attention":
+            pool: Any = self.pools[name]
+        else:
+            pool = pooling.last if kind == "last" else pooling.mean
+        return pool(states_BTD, mask_BT.to(states_BTD.device)).float()
+
+    # Who answers.
+
+    def choose(self, questions: Sequence[Any], *, batch_size: int = 16) -> list[Choice]:
+        """Answers questions with calibrated probabilities; see `choosing.choose`."""
+        from .choosing import choose
+
+        return choose(self, questions, batch_size=batch_size)
+
+    def generate(self, texts: Texts, **options: Any) -> list[str]:
+        """Continues texts with the voice's words; see `voice.generate`."""
+        from .voice import generate
+
+        return generate(self, texts, **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Saves the edges and the output; see `checkpoint.save`."""
+        from .checkpoint import save
+
+        save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> LatentGraph:
+        """Loads a graph that was saved; see `checkpoint.load`."""
+        from .checkpoint import load
+
+        return load(path, **options)
+
+    @contextlib.contextmanager
+    def scheduled(self, schedule: str) -> Iterator[None]:
+        """While inside, another schedule."""
+        before, self.schedule = self.schedule, schedule
+        try:
+            yield
+        finally:
+            self.schedule = before
+
+
+def _loss(logits_BK: Tensor, labels: Tensor | None) -> Tensor | None:
+    if labels is None:
+        return None
+    return nn.functional.cross_entropy(logits_BK, labels.to(logits_BK.device))
