@@ -1,16 +1,45 @@
 """Feedforward graphs of frozen models through a shared latent space."""
 
+from ..questions import Question
+from .asking import Asked, ask
 from .building import build
+from .checkpoint import load
+from .choosing import Choice, calibrate, choose
 from .config import GraphConfig, LatentConfig, NodeConfig, OutputConfig
+from .drawing import draw
+from .kept import Kept
+from .members import letter_probabilities
 from .model import GraphOutput, LatentGraph, Signals
+from .published import published
+from .replay import Replay
+from .report import Report, report
+from .start import ridge_start
+from .train import GraphTrainConfig, train
 
 __all__ = [
+    "Asked",
+    "Choice",
     "GraphConfig",
     "GraphOutput",
+    "GraphTrainConfig",
+    "Kept",
     "LatentConfig",
     "LatentGraph",
     "NodeConfig",
     "OutputConfig",
+    "Question",
+    "Replay",
+    "Report",
     "Signals",
+    "ask",
     "build",
+    "calibrate",
+    "choose",
+    "draw",
+    "letter_probabilities",
+    "load",
+    "published",
+    "report",
+    "ridge_start",
+    "train",
 ]

@@ -20,7 +20,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "position": ("last", "all"),
     "aggregate": ("mean", "attention"),
     "link": ("latent", "direct"),
-    "readout": ("choice", "vocabulary"),
+    "readout": ("choice", "head", "vocabulary"),
     "layout": ("lettered", "answered"),
 }
 
@@ -140,12 +140,13 @@ class OutputConfig:
     """What reads the last level and answers.
 
     Args:
-        readout: `choice`: cross-attention with a learned query for each choice; or `vocabulary`: a node of the last
-            level speaks, and hears the others by cross-attention at its own last block.
+        readout: `choice`: cross-attention with a learned query for each choice; `head`: a perceptron of one hidden
+            layer on what the nodes show side by side (for comparison); or `vocabulary`: a last node speaks
+            and hears the others by cross-attention at its own last block.
         choices: how many choices a question has at most.
         layout: how a question is read: `lettered`, all choices in one text and a query for each letter; or `answered`,
             one text a choice with that choice as its answer, and one query for all.
-        width: of the cross-attention.
+        width: of the cross-attention, or of the hidden layer.
         heads: of the cross-attention.
         reads: nodes that it reads; those that nobody hears where left out.
         voice: the node that speaks; the last one read where left out. For `vocabulary` alone.
@@ -166,7 +167,7 @@ class OutputConfig:
         check_word("layout", self.layout)
         for name in ("choices", "width", "heads"):
             check_count(name, getattr(self, name))
-        if self.width % self.heads:
+        if self.width % self.heads and self.readout != "head":
             raise ConfigError(
                 f"the output's width is a multiple of its heads, got {self.width} and {self.heads}"
             )

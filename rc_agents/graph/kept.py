@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ from .reading import Texts, texts_of, tokenize
 CHUNK = 32  # texts a file and a pass
 FORMAT = 1
 STATES, ENTERING, BEFORE = "states", "entering", "before"
+
+
+class _Enough(Exception):
+    """All states that are wanted have been noted."""
 
 
 @dataclass
@@ -127,7 +131,8 @@ class Kept:
             arguments = first.arguments(batch) | {"use_cache": caches}
             if caches:
                 arguments[cache_argument(first.model)] = cache
-            first.model(**arguments, return_dict=True)
+            with suppress(_Enough):
+                first.model(**arguments, return_dict=True)
         mask = batch["attention_mask"]
         for name, node in nodes.items():
             tensors: dict[str, Tensor] = {}
@@ -244,17 +249,20 @@ def _of_layer(
 
 @contextmanager
 def _recorded(node: FrozenNode, blocks: Iterable[int]) -> Iterator[dict[int, Tensor]]:
-    """While inside, notes the states behind some blocks of a node's model."""
+    """While inside, notes the states behind some blocks of a node's model, and runs it no further."""
     found: dict[int, Tensor] = {}
 
     def note(block: int, output: Any) -> None:
         found[block] = output[0] if isinstance(output, tuple) else output
+        if len(found) == len(wanted):
+            raise _Enough
 
+    wanted = set(blocks)
     handles = [
         find_blocks(node.model)[block - 1].register_forward_hook(
             lambda _, args, output, block=block: note(block, output)
         )
-        for block in blocks
+        for block in wanted
     ]
     try:
         yield found

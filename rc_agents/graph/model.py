@@ -25,7 +25,7 @@ from .config import GraphConfig
 from .frozen import Batch, FrozenNode, Hear
 from .latent import Encode, HearDirectly
 from .latent import Hear as LatentHear
-from .output import ChoiceReadout, VocabularyReadout
+from .output import READOUTS, VocabularyReadout
 from .reading import Texts, texts_of, tokenize
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class LatentGraph(nn.Module):
         output, normalize = self.config.output, self.config.latent.normalize
         widths = {name: self.widths[name] for name in self.config.read}
         if self.config.voice is None:
-            return ChoiceReadout(output, widths, normalize)
+            return READOUTS[output.readout](output, widths, normalize)
         return VocabularyReadout(output, widths, normalize, self.widths[self.config.voice])
 
     def train(self, mode: bool = True) -> LatentGraph:

@@ -71,6 +71,38 @@ class ChoiceReadout(nn.Module):
         return (heard_BKD * self.scores).sum(-1), weights
 
 
+class Head(nn.Module):
+    """A classifier on frozen states, the control of the seed: W2 gelu(W1 [n(p_n)] + b1) + b2."""
+
+    def __init__(self, output: OutputConfig, widths: Mapping[str, int], normalize: bool) -> None:
+        super().__init__()
+        self.names, self.normalize = tuple(widths), normalize
+        self.hidden = nn.Linear(sum(widths.values()), output.width)
+        self.scores = nn.Linear(output.width, output.queries)
+
+    def forward(self, shown: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the scores (B, K) and even weights (B, 1, K, N), as it has no routing."""
+        weight = self.hidden.weight
+        read = [shown[name].to(weight.device, weight.dtype) for name in self.names]
+        read = [unit(one) if self.normalize else one for one in read]
+        scores_BK = self.scores(nn.functional.gelu(self.hidden(torch.cat(read, -1))))
+        weights = scores_BK.new_full(
+            (*scores_BK.shape[:1], 1, scores_BK.shape[1], len(read)), 1 / len(read)
+        )
+        return scores_BK, weights
+
+
+def matched_width(parameters: int, inputs: int, queries: int) -> int:
+    """Returns the width of a head that trains at least as many values as something else.
+
+    Args:
+        parameters: of that.
+        inputs: width of what the head reads.
+        queries: how many scores it gives.
+    """
+    return max(1, -(-(parameters - queries) // (inputs + 1 + queries)))
+
+
 class VocabularyReadout(nn.Module):
     """Adds to the voice's stream what it hears of the nodes read; nothing at the start.
 
@@ -101,3 +133,7 @@ class VocabularyReadout(nn.Module):
         scale = state.square().mean(-1, keepdim=True).sqrt()
         added = (scale * self.out(heard_BTD)).to(voice_BTD.device, voice_BTD.dtype)
         return voice_BTD + added, weights
+
+
+READOUTS: dict[str, type[nn.Module]] = {"choice": ChoiceReadout, "head": Head}
+"""The readouts that choose."""

@@ -15,11 +15,21 @@ PLOTS: dict[str, tuple[str, Callable[[str], bool]]] = {
     "loss": ("loss, nats a token", lambda name: name == "eval_loss" or name.startswith("loss")),
     "gates": ("gate, mean over tokens", lambda name: name.startswith(f"{GATE}/")),
     "contributions": ("norm of what is added", lambda name: name.startswith(f"{NORM}/")),
+    "gradients": (
+        "gradient norm, of the output's",
+        lambda name: name.startswith("gradient/"),
+    ),
+    "routing": ("share of the output's attention", lambda name: name.startswith("routing/")),
+    "similarity": (
+        "cosine of what two nodes write",
+        lambda name: name.startswith("similarity/"),
+    ),
+    "weights": ("weight in the aggregate", lambda name: name.startswith("weight/")),
 }
 
 
 def draw(metrics: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Writes `loss.png`, `gates.png` and `contributions.png`; none without matplotlib, nor of what was not logged."""
+    """Writes a PNG for each of `PLOTS`; none without matplotlib, nor of what was not logged."""
     if importlib.util.find_spec("matplotlib") is None:
         return []
     made = []
@@ -58,6 +68,6 @@ def _plot(curves: Curves, label: str, path: Path) -> None:
 def _label(name: str) -> str:
     """Spells `gate/b__anchor/0` as "b -> anchor, site 0"."""
     parts = name.split("/")
-    if len(parts) < 3:
+    if len(parts) < 3 or "__" not in parts[1]:
         return name
     return f"{parts[1].replace('__', ' → ')}, site {parts[2]}"

@@ -1,0 +1,53 @@
+"""What a frozen member of a graph would answer by itself: the letter it finds likeliest behind a question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..backbone import Lens, num_blocks
+from ..errors import ConfigError
+from ..questions import LETTERS
+from .asking import Asked, OneRun
+from .model import LatentGraph, WholeRun
+
+
+@torch.inference_mode()
+def letter_probabilities(
+    graph: LatentGraph,
+    name: str,
+    asked: Sequence[Asked],
+    *,
+    run_of: OneRun | None = None,
+    batch_size: int = 16,
+) -> list[list[float]]:
+    """Returns the probability that a node's model gives each choice's letter, among the letters of the question.
+
+    Args:
+        graph: with the node, which hears nobody and is read at the last token of its last block.
+        name: of the node.
+        asked: questions with their choices by letter.
+        run_of: where states come from; the model itself where left out.
+        batch_size: questions a pass.
+
+    Raises:
+        ConfigError: the node is read elsewhere, or hears others.
+    """
+    node = graph.nodes[name]
+    if node.node.hears or node.layer != num_blocks(node.model) or node.node.pooling != "last":
+        raise ConfigError(
+            f"node {name!r} says letters only where it hears nobody and is read at its last block and token"
+        )
+    lens, tokenizer = Lens(node.model), graph.members[name].tokenizer
+    ids = [tokenizer(f" {letter}", add_special_tokens=False).input_ids[-1] for letter in LETTERS]
+    found = []
+    for start in range(0, len(asked), batch_size):
+        part = asked[start : start + batch_size]
+        texts = {each: [one.texts[each][0] for one in part] for each in graph.nodes}
+        run = run_of(texts) if run_of is not None else None
+        run = run or WholeRun(graph.nodes, graph.read_texts(texts))
+        logits_BV = lens(run.states(name, None)[0][:, -1]).float()
+        for row, one in zip(logits_BV, part, strict=True):
+            found.append(row[ids[: one.num_choices]].softmax(-1).tolist())
+    return found
