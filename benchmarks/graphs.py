@@ -1,14 +1,14 @@
 """Graphs of frozen models against what a sceptic would run beside them: `python -m rc_agents.benchmarks.graphs`.
 
-Multiple choice, one text a question with its choices by letter. Level one: SmolLM2-135M and two specialists of it; level
-two: SmolLM2-135M and, where its package is installed, Gemma-3-270M. All that never changes is computed once and kept.
-One JSON a task, method and seed; rates and the block that a head reads are chosen on validation with the first seed.
+Multiple choice, one text a question with its choices by letter. Level one: SmolLM2-135M and two specialists of it;
+level two: SmolLM2-135M and, where its package is installed, Gemma-3-270M. What never changes is computed once and kept.
+One JSON a task, method and seed; learning rates are chosen on validation with the first seed.
 
-    frozen members      the likeliest letter behind "Answer:", and the mean of all members' probabilities
-    heads               a perceptron on one frozen model's state with as many trained values as the graph, and one on the
-                        states of all models together
-    graphs              as published (mean), attention-weighted, with a ridge start, bridges without a latent space
-    controls            level one reads another question; level one of random weights (one model, read behind three blocks)
+    frozen members  the likeliest letter behind "Answer:", and the mean of all members' probabilities
+    heads           a perceptron on one frozen model's state with as many trained values as the graph, and one on the
+                    states of all models together
+    graphs          as published (mean), attention-weighted, with a ridge start, bridges without a latent space
+    controls        level one reads another question; level one of random weights (one model, read behind three blocks)
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Method:
 def graph_config(
     level_two: Sequence[str], choices: int, *, aggregate: str = "mean", link: str = "latent"
 ) -> graphs.GraphConfig:
-    """Returns the graph: level one read after two thirds of its blocks, level two hears there and is read at its end."""
+    """Returns the graph: level one read after two thirds of its blocks; level two hears there, is read last."""
     nodes = {name: graphs.NodeConfig(model=MODELS[name], layer=20) for name in LEVEL_ONE}
     for name in level_two:
         judge = "judge" if name == "general" else name

@@ -1,10 +1,15 @@
 """Frozen language models, coupled inside one forward pass."""
 
+from typing import TYPE_CHECKING, Any
+
 from .config import BridgeConfig, CouplingConfig, ModelRef
 from .errors import RCError
 from .modeling import CoupledForCausalLM, CoupledOutput, couple
 from .planning import Link, Machine, Plan, plan
 from .topology import Edge, Topology
+
+if TYPE_CHECKING:
+    from .graph import LatentGraph
 
 __version__ = "0.1.0"
 
@@ -14,6 +19,7 @@ __all__ = [
     "CoupledOutput",
     "CouplingConfig",
     "Edge",
+    "LatentGraph",
     "Link",
     "Machine",
     "ModelRef",
@@ -24,3 +30,12 @@ __all__ = [
     "couple",
     "plan",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Graphs bring the training code along, so they are imported where they are used."""
+    if name == "LatentGraph":
+        from .graph import LatentGraph
+
+        return LatentGraph
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -91,13 +91,33 @@ def load(name: str, *, seed: int = 0, train: int | None = None, validation: int 
     """
     if name not in SOURCES:
         raise DataError(f"no questions are called {name!r}; {nearest(name, SOURCES)}")
-    taught, test = SOURCES[name]()
+    return parts(*SOURCES[name](), seed=seed, train=train, validation=validation)
+
+
+def parts(
+    taught: Sequence[Question],
+    test: Sequence[Question],
+    *,
+    seed: int = 0,
+    train: int | None = None,
+    validation: int = 300,
+) -> Questions:
+    """Splits questions for training in two, by the hash of seed and question; none is in the test part, nor nearly.
+
+    Args:
+        taught: for training and validation.
+        test: may be empty.
+        seed, train, validation: as in `load`.
+
+    Raises:
+        DataError: too few questions.
+    """
     left, dropped = without(taught, test)
     order = sorted(left, key=lambda one: hashlib.sha256(f"{seed}:{one.key}".encode()).hexdigest())
     wanted = validation + (train or 1)
     if len(order) < wanted:
         raise DataError(
-            f"{name} has {len(order)} training questions, {wanted} are asked for; ask for fewer"
+            f"there are {len(order)} training questions, and {wanted} are asked for; ask for fewer"
         )
     judged, rest = order[:validation], order[validation:]
     kept, more = without(rest, judged)

@@ -13,6 +13,7 @@ except ImportError:
     ) from None
 
 from .chat import ChatCoupled
+from .choice import MultipleChoice
 from .llm import CoupledLLM
 
-__all__ = ["ChatCoupled", "CoupledLLM"]
+__all__ = ["ChatCoupled", "CoupledLLM", "MultipleChoice"]

@@ -19,6 +19,7 @@ from .demo import demo
 from .doctor import doctor
 from .eval import evaluate
 from .generate import generate
+from .graph import graph
 from .info import info
 from .node import node
 from .serve import serve
@@ -53,6 +54,7 @@ for command in (demo, doctor, info, generate, chat, serve, node, specialize, sol
     app.command()(command)
 app.command(name="eval")(evaluate)
 app.add_typer(bench, name="bench")
+app.add_typer(graph, name="graph")
 
 
 def _show_version(asked: bool) -> None:

@@ -292,6 +292,21 @@ class LatentGraph(nn.Module):
 
         return generate(self, texts, **options)
 
+    @classmethod
+    def published(cls, models: Mapping[str, Any] | None = None, **options: Any) -> LatentGraph:
+        """Builds the published graph, of its five models or of others in their places.
+
+        Args:
+            models: by node, references or loaded models; see `published.published` for the nodes.
+            options: as for `build`.
+        """
+        from .building import build
+        from .published import published
+
+        loaded = {name: one for name, one in (models or {}).items() if isinstance(one, nn.Module)}
+        named = {name: one for name, one in (models or {}).items() if name not in loaded}
+        return build(published(named), loaded, **options)  # type: ignore[arg-type]
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Saves the edges and the output; see `checkpoint.save`."""
         from .checkpoint import save

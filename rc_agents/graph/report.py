@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,15 @@ class Report:
     def accuracy(self) -> float:
         """The share of right answers."""
         return sum(self.right) / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The accuracy's 95 % interval (Wilson, 1927)."""
+        z, n, share = 1.959963984540054, self.count, self.accuracy
+        middle = share + z * z / (2 * n)
+        width = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+        scale = 1 + z * z / n
+        return max(0.0, (middle - width) / scale), min(1.0, (middle + width) / scale)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data."""

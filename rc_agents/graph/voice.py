@@ -62,7 +62,7 @@ def _heard(graph: LatentGraph, run: Run, without: Sequence[str]) -> Signals:
 
 
 def _acts(
-    graph: LatentGraph, heard: Signals, prompt_BT: Tensor | None, routing: list[Tensor]
+    graph: LatentGraph, heard: Signals, prompt_BT: Tensor, routing: list[Tensor]
 ) -> tuple[Hear | None, Hear | None, Hear | None]:
     """Returns what happens at the voice's taps: where it hears, is read and speaks.
 
@@ -76,14 +76,14 @@ def _acts(
     def listen(states_BTD: Tensor) -> Tensor:
         assert hear is not None
         added_BTD = hear(states_BTD)
-        if node.node.position == "last" and first["pass"] and prompt_BT is not None:
-            added_BTD = added_BTD * _from_last(prompt_BT).to(added_BTD)[..., None]
+        if node.node.position == "last" and states_BTD.shape[1] >= prompt_BT.shape[1]:
+            hears_BT = _from_last(prompt_BT, states_BTD.shape[1])
+            added_BTD = added_BTD * hears_BT.to(added_BTD)[..., None]
         return states_BTD + added_BTD
 
     def show(states_BTD: Tensor) -> Tensor:
         if first["pass"]:
-            mask = torch.ones(states_BTD.shape[:2]) if prompt_BT is None else prompt_BT
-            heard.shown[voice] = graph.pooled(voice, states_BTD, mask)
+            heard.shown[voice] = graph.pooled(voice, states_BTD, prompt_BT)
             first["pass"] = False
         return states_BTD
 
@@ -96,11 +96,11 @@ def _acts(
     return (listen if hear is not None else None, show, answer)
 
 
-def _from_last(prompt_BT: Tensor) -> Tensor:
-    """Returns which tokens hear: the prompt's last one and all behind it, (B, T)."""
+def _from_last(prompt_BT: Tensor, width: int) -> Tensor:
+    """Returns which tokens of a pass over prompt and answer hear: the prompt's last one and all behind it, (B, width)."""
     counted = torch.arange(1, prompt_BT.shape[1] + 1)
     last_B = (prompt_BT.long().cpu() * counted).argmax(-1)
-    return counted[None] > last_B[:, None]
+    return torch.arange(width)[None] >= last_B[:, None]
 
 
 def _answer_loss(logits_BTV: Tensor, labels_BT: Tensor | None) -> Tensor | None:

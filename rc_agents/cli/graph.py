@@ -1,0 +1,182 @@
+"""`rc-agents graph train|eval|show`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rc_agents.errors import ConfigError
+
+from .models import DeviceMap, DType, by_name, place
+
+graph = typer.Typer(
+    help="Feedforward graphs of frozen models through a shared latent space.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Asked = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="arc_challenge, openbookqa, mmlu, or JSONL with question, choices, label.",
+    ),
+]
+Saved = Annotated[str, typer.Argument(help="A trained graph: folder or hub id.")]
+
+
+@graph.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="The graph: a file of YAML.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the trained graph.")],
+    questions: Asked = "arc_challenge",
+    validation: Annotated[int, typer.Option(min=1, help="Questions to judge by.")] = 200,
+    count: Annotated[
+        int | None, typer.Option("--train", min=1, help="Training questions; all by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
+    learning_rate: Annotated[float, typer.Option(help="Peak for edges and output.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Questions a batch.")] = 32,
+    ridge: Annotated[bool, typer.Option("--ridge", help="Start the edges in closed form.")] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Keep states that never change here, so that lower blocks run once."),
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many looks without a new best.")
+    ] = None,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints; 0 for none.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint, to the same bits.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the start and of the order of the data.")] = 0,
+    device_map: DeviceMap = None,
+    dtype: DType = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Train the edges and the output of a graph on multiple-choice questions; every model stays frozen.
+
+    For example:
+
+    rc-agents graph train graph.yaml trained --questions arc_challenge --keep states --ridge
+    """
+    from rc_agents import graph as graphs
+
+    settings = graphs.GraphTrainConfig(
+        steps=steps,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        patience=patience,
+        save_steps=save_steps,
+        seed=seed,
+    )
+    taught, judged = _parts(questions, count, validation, seed)
+    with contextlib.redirect_stdout(sys.stderr):
+        built = graphs.build(config, seed=seed, **_where(device_map, dtype))
+        if ridge and not resume:
+            graphs.ridge_start(built, graphs.ask(built.config, taught))
+        done = graphs.train(
+            built,
+            taught,
+            output,
+            settings,
+            validation=judged,
+            keep=keep,
+            resume=resume,
+            progress=sys.stderr.isatty(),
+        )
+        temperature = graphs.calibrate(built, judged)
+        built.save_pretrained(output)
+    found: dict[str, Any] = {"path": str(output), "steps": done.steps, "loss": done.loss}
+    found |= {"best_step": done.best_step, "temperature": temperature}
+    if as_json:
+        print(json.dumps(found | {"evaluations": done.evaluations}))
+        return
+    print(
+        f"{output}: {done.steps} steps in {done.seconds:.0f} s, loss {done.loss:.3f}, best at step {done.best_step}, "
+        f"{done.trained_parameters:,} parameters"
+    )
+
+
+@graph.command(name="eval")
+def evaluate(
+    model: Saved,
+    questions: Asked = "arc_challenge",
+    limit: Annotated[int | None, typer.Option(min=1, help="First so many questions.")] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Also answer once without each node.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions a pass.")] = 16,
+    device_map: DeviceMap = None,
+    dtype: DType = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Answer test questions: accuracy with Wilson's interval, calibration, routing, and what each node is worth."""
+    from rc_agents import graph as graphs
+    from rc_agents import questions as sources
+
+    loaded = graphs.load(model, **_where(device_map, dtype))
+    named = questions in sources.SOURCES
+    asked = sources.load(questions).test if named else sources.read(questions)
+    found = graphs.report(loaded, asked[:limit], batch_size=batch_size, leave_one_out=leave_one_out)
+    low, high = found.interval
+    if as_json:
+        print(json.dumps(found.to_dict() | {"interval": [low, high]}))
+        return
+    print(
+        f"right       {sum(found.right)} of {found.count}, {found.accuracy:.1%} ({low:.1%} to {high:.1%})"
+    )
+    print(f"calibration {found.calibration:.3f}")
+    for name, share in found.routing.items():
+        print(f"routing     {name} {share:.1%}")
+    for name, accuracy in found.without.items():
+        print(f"without     {name} {accuracy:.1%}")
+
+
+@graph.command()
+def show(
+    model: Annotated[str, typer.Argument(help="A trained graph, or a graph's file of YAML.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Write the picture here; printed by default.")
+    ] = None,
+) -> None:
+    """Draw a graph as SVG: levels, strengths, and routing where it was measured."""
+    from rc_agents import graph as graphs
+    from rc_agents.graph.checkpoint import GRAPH
+
+    drawn: Any
+    if (Path(model) / GRAPH).is_file() or not Path(model).suffix:
+        drawn = graphs.load(model)
+    else:
+        drawn = graphs.GraphConfig.of(model)
+    picture = graphs.draw(drawn, getattr(drawn, "routing", None))
+    if output is None:
+        print(picture, end="")
+        return
+    try:
+        output.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror or error}") from error
+    print(output)
+
+
+def _where(device_map: str | None, dtype: str | None) -> dict[str, Any]:
+    return {"device_map": by_name(device_map, place), "dtype": by_name(dtype, str)}
+
+
+def _parts(
+    name: str, count: int | None, validation: int, seed: int
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Returns training and validation questions, of a data set or of a file."""
+    from rc_agents import questions as sources
+
+    if name in sources.SOURCES:
+        found = sources.load(name, seed=seed, train=count, validation=validation)
+        return found.train, found.validation
+    found = sources.parts(sources.read(name), [], seed=seed, train=count, validation=validation)
+    return found.train, found.validation
