@@ -67,12 +67,13 @@ def halves(count: int, seed: int) -> list[graphs.Asked]:
     seen: set[tuple[str, str]] = set()
     found = []
     while len(found) < count:
-        bits = (rng.randint(0, 1), rng.randint(0, 1))
+        bits = divmod(len(found) % 4, 2)  # as many of each answer
         left, right = (_half(bit, rng) for bit in bits)
         if (left, right) not in seen:
             seen.add((left, right))
             texts = {"left": left, "right": right, "judge": "Are they alike?"}
             found.append(graphs.Asked.by_node(texts, 2, bits[0] ^ bits[1]))
+    rng.shuffle(found)
     return found
 
 

@@ -51,6 +51,14 @@ def alignment(folder: Path) -> dict[str, Any]:
     return {"model": talking("medical")}
 
 
+def graph(folder: Path) -> dict[str, Any]:
+    """Questions."""
+    from rc_agents.graph import Question
+
+    choices = ("one", "two", "three", "four")
+    return {"questions": [Question(f"What is {n}?", choices, n % 4) for n in range(12)]}
+
+
 def nodes(folder: Path) -> dict[str, Any]:
     """A saved ensemble."""
     talking("medical").save_pretrained(folder / "ensemble", include_bases=True)
@@ -59,6 +67,7 @@ def nodes(folder: Path) -> dict[str, Any]:
 
 GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
     "alignment": alignment,
+    "graph": graph,
     "nodes": nodes,
     "training": training,
 }

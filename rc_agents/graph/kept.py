@@ -56,11 +56,13 @@ class Kept:
         graph: whose nodes.
         folder: where files lie.
         progress: show a bar while states are computed.
+        memory: bytes of rows that stay in memory once they were read.
     """
 
     graph: LatentGraph
     folder: Path
     progress: bool = True
+    memory: int = 1 << 30
     places: dict[tuple[str, str], tuple[Path, int]] = field(default_factory=dict)
     prints: dict[str, str] = field(default_factory=dict)
 
@@ -68,6 +70,7 @@ class Kept:
         for name, member in self.graph.members.items():
             self.prints[name] = fingerprint(member)
         self.open: dict[Path, Any] = {}
+        self.read: dict[tuple[str, str], dict[str, Tensor]] = {}
 
     def key(self, name: str) -> str:
         """Returns the hash of all that a node's kept states depend on."""
@@ -161,12 +164,19 @@ class Kept:
 
     def row(self, name: str, text: str) -> dict[str, Tensor]:
         """Returns what is kept of a text for a node, by part."""
+        if (name, text) in self.read:
+            return self.read[name, text]
         file, place = self.places[name, text]
         if file not in self.open:
             self.open[file] = safe_open(file, "pt")
         opened, start = self.open[file], f"{place}/"
         names = _names_of(self.graph.nodes[name])
-        return {part: opened.get_tensor(start + part) for part in names}
+        found = {part: opened.get_tensor(start + part) for part in names}
+        size = sum(tensor.nbytes for tensor in found.values())
+        if size <= self.memory:
+            self.memory -= size
+            self.read[name, text] = found
+        return found
 
 
 def _hash(texts: Sequence[str]) -> str:

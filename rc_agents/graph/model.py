@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ..assembly import Member
-from ..backbone import freeze
 from ..errors import InputError, nearest
 from ..execution.threads import WORKERS, torch_state
 from . import pooling
@@ -147,10 +146,11 @@ class LatentGraph(nn.Module):
         return VocabularyReadout(output, widths, normalize, self.widths[self.config.voice])
 
     def train(self, mode: bool = True) -> LatentGraph:
-        """Trains the edges and the output alone; the models stay frozen, in eval mode."""
-        super().train(mode)
-        for member in self.members.values():
-            freeze(member.model)
+        """Trains the edges and the output alone; the models are frozen and stay in eval mode."""
+        self.training = mode
+        for name, child in self.named_children():
+            if not name.startswith("lm_"):
+                child.train(mode)
         return self
 
     # What is trained.

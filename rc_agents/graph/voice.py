@@ -97,7 +97,7 @@ def _acts(
 
 
 def _from_last(prompt_BT: Tensor, width: int) -> Tensor:
-    """Returns which tokens of a pass over prompt and answer hear: the prompt's last one and all behind it, (B, width)."""
+    """Returns which tokens of prompt and answer hear: the prompt's last one and all behind it, (B, width)."""
     counted = torch.arange(1, prompt_BT.shape[1] + 1)
     last_B = (prompt_BT.long().cpu() * counted).argmax(-1)
     return torch.arange(width)[None] >= last_B[:, None]
