@@ -2,7 +2,7 @@
 
 Multiple choice, one text a question with its choices by letter. Level one: SmolLM2-135M and two specialists of it;
 level two: SmolLM2-135M and, where its package is installed, Gemma-3-270M. What never changes is computed once and kept.
-One JSON a task, method and seed; learning rates are chosen on validation with the first seed.
+One JSON a task, method and seed; learning rates are chosen on validation with the first seed, for all graphs together.
 
     frozen members  the likeliest letter behind "Answer:", and the mean of all members' probabilities
     heads           a perceptron on one frozen model's state with as many trained values as the graph, and one on the
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from rc_agents.benchmarks.files import read, write
-from rc_agents.benchmarks.intervals import hierarchical, paired, wilson
+from rc_agents.benchmarks.statistics import hierarchical, paired, wilson
 
 from rc_agents import graph as graphs
 from rc_agents import packaged, questions
@@ -46,7 +46,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "mmlu": {"train": 800, "validation": 200},
 }
 CONFIG = graphs.GraphTrainConfig(
-    steps=200, batch_size=32, weight_decay=0.01, eval_steps=20, gate_learning_rate=1e-2
+    steps=150, batch_size=32, weight_decay=0.01, eval_steps=15, gate_learning_rate=1e-2
 )
 LATENT, OUTPUT = 256, 128
 RESULTS = Path("benchmarks/results/graph")
@@ -61,12 +61,14 @@ class Method:
         ridge: whether it starts in closed form.
         shuffled: whether level one reads another question.
         random: whether level one's models have random weights.
+        dissected: whether it is also asked without each node, with the first seed.
     """
 
     config: graphs.GraphConfig
     ridge: bool = False
     shuffled: bool = False
     random: bool = False
+    dissected: bool = False
 
 
 def graph_config(
@@ -114,7 +116,7 @@ def methods(level_two: Sequence[str], choices: int, widths: dict[str, int]) -> d
     plain = graph_config(level_two, choices)
     matched = graphs.build(plain, dtype="float32").num_trainable()
     found = {
-        "graph": Method(plain),
+        "graph": Method(plain, dissected=True),
         "graph_attention": Method(graph_config(level_two, choices, aggregate="attention")),
         "graph_ridge": Method(graph_config(level_two, choices), ridge=True),
         "bridges": Method(graph_config(level_two, choices, link="direct")),
@@ -126,8 +128,8 @@ def methods(level_two: Sequence[str], choices: int, widths: dict[str, int]) -> d
         middle = {"gemma": 12}.get(name, 20)
         found[f"head_{name}"] = Method(head_config({name: 1.0}, matched, choices, widths))
         found[f"head_{name}_middle"] = Method(head_config({name: middle}, matched, choices, widths))
-    reads: dict[str, int | float] = dict.fromkeys(members, 1.0)
-    found["head_all"] = Method(head_config(reads, matched, choices, widths))
+    reads: dict[str, int | float] = {name: {"gemma": 12}.get(name, 20) for name in members}
+    found["head_all_middle"] = Method(head_config(reads, matched, choices, widths))
     return found
 
 
@@ -215,8 +217,9 @@ def run(bench: Bench, method: Method, seed: int, rate: float) -> dict[str, Any]:
         graph, train, config=config, validation=validation, keep=bench.keep, progress=False
     )
     temperature = graphs.calibrate(graph, validation, run_of=run_of)
-    hears = method.config.hearing
-    report = graphs.report(graph, test, run_of=run_of, batch_size=32, leave_one_out=bool(hears))
+    report = graphs.report(
+        graph, test, run_of=run_of, batch_size=32, leave_one_out=method.dissected and not seed
+    )
     return {
         "parameters": result.trained_parameters,
         "steps": result.steps,
@@ -310,14 +313,13 @@ def _rate(
     bench: Bench, method: Method, seed: int, output: Path, task: str, name: str
 ) -> tuple[float, dict[float, Any]]:
     """Returns the rate chosen on validation with the first seed, and runs that the choice has made already."""
-    known = cell(output, task, name, 0)
-    if seed and known.exists():
+    known = cell(output, task, name if name.startswith("head") else "graph", 0)
+    if known.exists():
         return read(known)["learning_rate"], {}
     tried = {rate: run(bench, method, 0, rate) for rate in RATES}
     best = min(tried, key=lambda rate: tried[rate]["validation_loss"])
-    for rate, found in tried.items():
-        found["search"] = {str(one): tried[one]["validation_loss"] for one in tried}
-        del rate
+    for found in tried.values():
+        found["search"] = {str(rate): one["validation_loss"] for rate, one in tried.items()}
     return best, tried if not seed else {}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rc_agents.benchmarks.intervals import wilson
+from rc_agents.benchmarks.statistics import wilson
 from transformers import TrainerCallback
 
 from rc_agents import graph as graphs
