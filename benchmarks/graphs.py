@@ -46,7 +46,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "mmlu": {"train": 800, "validation": 200},
 }
 CONFIG = graphs.GraphTrainConfig(
-    steps=150, batch_size=32, weight_decay=0.01, eval_steps=15, gate_learning_rate=1e-2
+    steps=90, batch_size=32, weight_decay=0.01, eval_steps=15, gate_learning_rate=1e-2
 )
 LATENT, OUTPUT = 256, 128
 RESULTS = Path("benchmarks/results/graph")
@@ -74,8 +74,8 @@ class Method:
 def graph_config(
     level_two: Sequence[str], choices: int, *, aggregate: str = "mean", link: str = "latent"
 ) -> graphs.GraphConfig:
-    """Returns the graph: level one read after two thirds of its blocks; level two hears there, is read last."""
-    nodes = {name: graphs.NodeConfig(model=MODELS[name], layer=20) for name in LEVEL_ONE}
+    """Returns the graph: all nodes are read at their last block, level two hears after two thirds of its blocks."""
+    nodes = {name: graphs.NodeConfig(model=MODELS[name]) for name in LEVEL_ONE}
     for name in level_two:
         judge = "judge" if name == "general" else name
         at = 20 if name == "general" else 12
@@ -125,11 +125,12 @@ def methods(level_two: Sequence[str], choices: int, widths: dict[str, int]) -> d
     }
     members = [*LEVEL_ONE, *(name for name in level_two if name not in LEVEL_ONE)]
     for name in members:
-        middle = {"gemma": 12}.get(name, 20)
         found[f"head_{name}"] = Method(head_config({name: 1.0}, matched, choices, widths))
+    for name in level_two:  # read where they hear
+        middle = {"gemma": 12}.get(name, 20)
         found[f"head_{name}_middle"] = Method(head_config({name: middle}, matched, choices, widths))
-    reads: dict[str, int | float] = {name: {"gemma": 12}.get(name, 20) for name in members}
-    found["head_all_middle"] = Method(head_config(reads, matched, choices, widths))
+    reads: dict[str, int | float] = dict.fromkeys(members, 1.0)
+    found["head_all"] = Method(head_config(reads, matched, choices, widths))
     return found
 
 
@@ -298,11 +299,11 @@ def run_all(
     widths = {name: 640 if name == "gemma" else 576 for name in MODELS}
     every = methods(level_two, bench.choices, widths)
     members = [*LEVEL_ONE, *level_two[1:]]
-    if not cell(output, task, "frozen_mean", 0).exists() and not names:
+    if not cell(output, task, "frozen_mean", 0).exists() and (not names or "frozen" in names):
         for method, found in frozen(bench, members).items():
             put(output, task, method, 0, found)
     for seed in seeds:
-        for method in names or every:
+        for method in [name for name in names if name != "frozen"] or (() if names else every):
             if not cell(output, task, method, seed).exists():
                 rate, searched = _rate(bench, every[method], seed, output, task, method)
                 found = searched.pop(rate, None) or run(bench, every[method], seed, rate)

@@ -121,7 +121,7 @@ def parts(
         )
     judged, rest = order[:validation], order[validation:]
     kept, more = without(rest, judged)
-    return Questions(kept[:train], judged, test, dropped + more)
+    return Questions(kept[:train], judged, list(test), dropped + more)
 
 
 def without(taught: Iterable[Question], test: Sequence[Question]) -> tuple[list[Question], int]:

@@ -273,7 +273,7 @@ def test_another_run_is_not_resumed(unbroken, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _train(folder, tmp_path / "graph", [_Stop(3)])
     graph = on_disk(folder / "models")
-    with pytest.raises(RCError, match="cannot resume .*: steps was 8, now it is 9"):
+    with pytest.raises(RCError, match="steps was 8, now it is 9"):
         graphs.train(
             graph,
             ASKED[:16],

@@ -45,7 +45,7 @@ def save(graph: LatentGraph, folder: str | Path) -> None:
                 f"node {name!r} was passed in loaded and has no path or id by which the graph could name it; build it "
                 "from a path"
             )
-    data = save_tensors(state_of(graph), metadata={"format": "pt"})  # type: ignore[arg-type]
+    data = save_tensors(state_of(graph), metadata={"format": "pt"})
     digest = hashlib.sha256(data).hexdigest()
     described = {
         "kind": KIND,
@@ -119,7 +119,7 @@ def load(
         raise CheckpointError(
             f"{path} holds no safetensors: {first_line(error)}; save it again"
         ) from error
-    put(graph, tensors, str(path))  # type: ignore[arg-type]
+    put(graph, tensors, str(path))
     graph.temperature = float(described["temperature"])
     return graph
 

@@ -249,12 +249,12 @@ def _of_layer(
     held = cache.layers[layer] if layer < len(cache.layers) else None
     kinds = (DynamicLayer, DynamicSlidingWindowLayer)
     whole = type(held) in kinds and getattr(held, "keys", None) is not None
-    if not whole or held.keys.shape[-2] != width:  # type: ignore[union-attr]
+    if not whole or held.keys.shape[-2] != width:
         raise TrainingError(
             f"node {node.name!r} of type {node.model.config.model_type!r} keeps no keys and values of "
             f"{width} tokens to replay: train with keep=None, or let it hear at position='all'"
         )
-    return held.keys, held.values  # type: ignore[union-attr, return-value]
+    return held.keys, held.values
 
 
 @contextmanager

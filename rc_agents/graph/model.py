@@ -305,7 +305,7 @@ class LatentGraph(nn.Module):
 
         loaded = {name: one for name, one in (models or {}).items() if isinstance(one, nn.Module)}
         named = {name: one for name, one in (models or {}).items() if name not in loaded}
-        return build(published(named), loaded, **options)  # type: ignore[arg-type]
+        return build(published(named), loaded, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Saves the edges and the output; see `checkpoint.save`."""

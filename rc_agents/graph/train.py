@@ -86,9 +86,9 @@ def train(
     config = config or GraphTrainConfig()
     _check(graph, examples, validation, config, output=output, resume=resume, keep=keep)
     if graph.config.voice is None:
-        taught, judged = ask(graph.config, examples), ask(graph.config, validation)  # type: ignore[arg-type]
+        taught, judged = ask(graph.config, examples), ask(graph.config, validation)
     else:
-        taught, judged = list(examples), list(validation)  # type: ignore[arg-type]
+        taught, judged = list(examples), list(validation)
     run_of = (
         _replayed(graph, [*taught, *judged], keep, progress=progress) if keep is not None else None
     )

@@ -148,7 +148,7 @@ def generate(graph: LatentGraph, texts: Texts, **options: Any) -> list[str]:
     placed = {name: tensor.to(node.device) for name, tensor in batch.items()}
     options.setdefault("pad_token_id", tokenizer.pad_token_id or tokenizer.eos_token_id or 0)
     with node.tapped(*_acts(graph, heard, prompt, [])):
-        made: Any = node.model.generate(**placed, **options)  # type: ignore[operator]
+        made: Any = node.model.generate(**placed, **options)
     words: list[str] = tokenizer.batch_decode(
         made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
     )

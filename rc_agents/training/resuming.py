@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from rc_agents.training import checkpoints, snapshot
-from rc_agents.training.config import TrainConfig
+from rc_agents.training.config import RunConfig
 from rc_agents.training.tally import Tally
 
 STATE = "trainer_state.json"
@@ -27,7 +27,7 @@ class ResumableTrainer(Trainer):
         best: the bridges of the best validation loss, by name; empty before the first.
     """
 
-    settings: TrainConfig
+    settings: RunConfig
     identity: dict[str, Any]
     tally: Tally
     best: dict[str, Tensor]
