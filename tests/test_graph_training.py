@@ -10,17 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from rc_agents.benchmarks import composition
 from rc_agents.benchmarks.statistics import wilson
 from transformers import TrainerCallback
 
 from rc_agents import graph as graphs
 from rc_agents import questions
 from rc_agents.errors import RCError
-from rc_agents.graph.asking import texts_by_node
 from rc_agents.graph.choosing import Choice, best_temperature, calibration_error
-from rc_agents.graph.output import matched_width
 from rc_agents.training import data
-from tests.graphs import TEXTS, halves, on_disk, plain, small, xor
+from tests.graphs import TEXTS, on_disk, plain, small
 
 pytestmark = pytest.mark.tiny
 
@@ -39,13 +38,7 @@ def _no_plots(monkeypatch):
 
 # Composition: the exclusive or of what two nodes see.
 
-STEPS = graphs.GraphTrainConfig(steps=150, batch_size=32, learning_rate=5e-3, eval_steps=25)
-
-
-@pytest.fixture(scope="module")
-def parts():
-    found = halves(900, seed=0)
-    return found[:500], found[500:600], found[600:]
+STEPS = 240
 
 
 @pytest.fixture(scope="module")
@@ -53,54 +46,28 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("states")
 
 
-def _right(graph, asked, folder):
-    kept = graphs.Kept(graph, folder, progress=False)
-    kept.complete(texts_by_node(asked))
-    return graphs.report(graph, asked, run_of=graphs.Replay(graph, kept).of, batch_size=64)
-
-
-def test_the_parts_of_the_task_share_nothing(parts):
+def test_the_parts_of_the_task_share_nothing():
+    parts = composition.questions()
     sides = [{(one.texts["left"], one.texts["right"]) for one in part} for part in parts]
-    assert not sides[0] & sides[2]
+    assert [len(side) for side in sides] == list(composition.SIZES)
+    assert not sides[2] & (sides[0] | sides[1])
     assert not sides[0] & sides[1]
-    assert all(0.4 < sum(one.label for one in part) / len(part) < 0.6 for part in parts)
+    assert all(sum(one.label for one in part) == len(part) // 2 for part in parts)
 
 
-def test_two_nodes_together_solve_what_neither_can(parts, folder):
-    train, validation, test = parts
-    graph = xor()
-    graphs.train(graph, train, config=STEPS, validation=validation, keep=folder, progress=False)
-    found = _right(graph, test, folder)
-    assert found.accuracy >= 0.95
-    for name in ("left", "right"):
-        choices = graphs.choose(graph, test, without=[name], batch_size=64)
-        alone = sum(one.place == asked.label for one, asked in zip(choices, test, strict=True))
-        assert wilson(alone, len(test)).low < 0.6
+def test_two_nodes_together_solve_what_neither_can(folder):
+    found = composition.run(composition.graph_config(), 0, folder, STEPS)
+    assert sum(found["right"]) >= 0.95 * found["count"]
+    assert found["without"]["left"] < 0.6
+    assert found["without"]["right"] < 0.6
 
 
 @pytest.mark.parametrize("name", ["left", "right", "judge"])
-def test_no_head_on_a_single_node_solves_it(parts, folder, name):
-    train, validation, test = parts
-    width = {"left": 32, "right": 48, "judge": 64}[name]
-    config = {
-        "nodes": {name: {"pooling": "mean"}},
-        "output": {
-            "readout": "head",
-            "width": matched_width(xor().num_trainable(), width, 2),
-            "choices": 2,
-        },
-    }
-    head = xor(config)
-    assert head.num_trainable() >= xor().num_trainable()
-    own = [
-        [graphs.Asked({name: one.texts[name]}, 2, one.label) for one in part]
-        for part in (train, validation, test)
-    ]
-    graphs.train(head, own[0], config=STEPS, keep=folder, progress=False)
-    found = _right(head, own[2], folder)
-    assert (
-        wilson(sum(found.right), found.count).low < 0.5 < wilson(sum(found.right), found.count).high
-    )
+def test_no_head_on_a_single_node_solves_it(folder, name):
+    config = composition.methods()[f"head_{name}"]
+    found = composition.run(config, 0, folder, STEPS)
+    assert found["parameters"] >= composition.build(composition.graph_config()).num_trainable()
+    assert wilson(sum(found["right"]), found["count"]).low < 0.5
 
 
 # Kept states.
