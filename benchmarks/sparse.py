@@ -5,7 +5,7 @@ setting:
 
 `exact match`   held-out ICD-10-CM codes, each answer read as the demo does;
 `same answers`  general questions whose greedy answer has the very tokens of the dense one;
-`perplexity`    of the tokens behind a short prompt, fed one by one, over the dense one's, on held-out text of each kind;
+`perplexity`    of the tokens behind a short prompt, fed one by one, over the dense one's, on held-out text;
 `skipped`       share of (decoded token, specialist) pairs at which the specialist slept, over all of these;
 `time`          processor time of dense answers over sparse ones, medians of interleaved rounds, one row at a time: a
                 code, a general question, and Python to go on with.
@@ -56,9 +56,7 @@ def asleep(model: Any, settings: Sparse | None) -> Any:
 
 def answers(model: Any, questions: Sequence[str], tokens: int) -> list[list[int]]:
     """Greedy answers of so many tokens, a batch at once."""
-    batch = model.tokenizer(
-        list(questions), return_tensors="pt", padding=True, padding_side="left"
-    )
+    batch = model.tokenizer(list(questions), return_tensors="pt", padding=True, padding_side="left")
     ids = model.generate(
         **batch,
         min_new_tokens=tokens,
@@ -140,9 +138,8 @@ def timed(model: Any, data: dict[str, Any], rounds: int) -> dict[str, Any]:
 def table(record: dict[str, Any]) -> str:
     """Returns the results as a Markdown table."""
     count, lines = record["counts"], []
-    lines.append(
-        "| | skipped | exact match | same answers | perplexity, general | medical | python | time, code | general | python |"
-    )
+    texts_of = "perplexity, general | medical | python | time, code | general | python"
+    lines.append(f"| | skipped | exact match | same answers | {texts_of} |")
     lines.append("|" + "---|" * 10)
     for name, one in record["settings"].items():
         exact = f"{one['exact_match']['hits']}/{one['exact_match']['count']}"

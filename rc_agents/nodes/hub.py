@@ -91,7 +91,8 @@ class Hub(Rank):
         }
         if ANCHOR in self.asked:
             self.says = backbone.Lens(model.models[ANCHOR])
-        self.roster = Roster(model.specialists, self._touch, self._card, self.settings.join)
+        saved = model.config.dtypes or {}
+        self.roster = Roster(model.specialists, self._touch, self._card, self.settings.join, saved)
         self.door = Door(listener(listen, self.settings.secret), self.settings, self.roster.welcome)
 
     @property
@@ -118,6 +119,12 @@ class Hub(Rank):
     def events(self) -> list[Event]:
         """Who came and went."""
         return self.roster.events
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The dtype of each model's weights, of those who are there, the anchor's first."""
+        own = {ANCHOR: str(self.model.dtype).removeprefix("torch.")}
+        return own | {name: self.roster.cards[name]["dtype"] for name in self.connected}
 
     def wait_for(self, names: Iterable[str], seconds: float) -> None:
         """Returns when all of these specialists are there; raises `LinkError` that names who is missing in time."""

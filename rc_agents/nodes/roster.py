@@ -8,12 +8,12 @@ import select
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..cache import CoupledCache
-from ..execution.wire import MOST_BODY, Channel, Frame, LinkError, NotYet
+from ..execution.wire import DTYPES, MOST_BODY, Channel, Frame, LinkError, NotYet
 from .handshake import disagreement, next_frame
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Roster:
         meet: whether two of them share an edge, and so need a link of their own.
         card: what this process says of itself, once it can.
         join: seconds that a step of the handshake may take.
+        dtypes: name -> the dtype of its weights in the checkpoint.
 
     Attributes:
         links: name -> the number of its connection, and the link.
@@ -62,8 +63,10 @@ class Roster:
         meet: Callable[[str, str], bool],
         card: Callable[[], dict[str, Any]],
         join: float,
+        dtypes: Mapping[str, str],
     ) -> None:
         self.names, self.meet, self.card, self.join = names, meet, card, join
+        self.dtypes = dtypes
         self.links: dict[str, tuple[int, Channel]] = {}
         self.cards: dict[str, dict[str, Any]] = {}
         self.events: list[Event] = []
@@ -97,6 +100,7 @@ class Roster:
         wrong = disagreement(self.card(), hello.fields)
         if wrong is not None:
             raise LinkError(wrong)
+        self._compare_dtype(name, hello.fields.get("dtype"))
         epoch, peers = self._enter(name, hello)
         try:
             channel.send(Frame("welcome", {"epoch": epoch, "peers": peers}))
@@ -112,6 +116,21 @@ class Roster:
         channel.most = MOST_BODY
         self._take(name, epoch, channel, hello)
         logger.info("%s has joined", name)
+
+    def _compare_dtype(self, name: str, dtype: Any) -> None:
+        """Says where weights are of another dtype than in the checkpoint, which moves every number a little."""
+        if dtype not in DTYPES:
+            raise LinkError(
+                f"it names no dtype of its weights that is known here, got {dtype!r:.40}"
+            )
+        saved = self.dtypes.get(name)
+        if saved is not None and saved != dtype:
+            logger.warning(
+                "%s has its weights in %s, the checkpoint in %s: answers are not those of one process to the last bit",
+                name,
+                dtype,
+                saved,
+            )
 
     def _enter(self, name: str, hello: Frame) -> tuple[int, dict[str, tuple[list[Any], int]]]:
         """Returns the number of a new connection, and where the processes are that it has to reach."""

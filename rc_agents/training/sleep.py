@@ -1,4 +1,4 @@
-"""Chooses when specialists sleep: what each setting spares and costs on validation texts that are decoded token by token.
+"""Chooses when specialists sleep, by what each setting spares and costs on texts that are decoded token by token.
 
 B rows, T tokens.
 """
