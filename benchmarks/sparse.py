@@ -5,7 +5,8 @@ setting:
 
 `exact match`   held-out ICD-10-CM codes, each answer read as the demo does;
 `same answers`  general questions whose greedy answer has the very tokens of the dense one;
-`perplexity`    of the tokens behind a short prompt, fed one by one, over the dense one's, on held-out text;
+`perplexity`    of the tokens behind a short prompt, fed one by one, over the dense one's, on held-out general text and
+                Python, and on text that switches from general to Python or to held-out codes while it is decoded;
 `skipped`       share of (decoded token, specialist) pairs at which the specialist slept, over all of these;
 `time`          processor time of dense answers over sparse ones, medians of interleaved rounds, one row at a time: a
                 code, a general question, and Python to go on with.
@@ -43,10 +44,10 @@ SETTINGS: dict[str, Sparse | None] = {
     "wake 0.01": Sparse(wake=0.01),
     "wake 0.002": Sparse(wake=0.002),
     "wake 0.01, certainty 0.3": Sparse(certainty=0.3),
-    "wake 0.01, certainty 0.9": Sparse(certainty=0.9),
 }
 TIMED = ("wake 1", "wake 0.01", "wake 0.01, certainty 0.3")
-KINDS = ("general", "medical", "python")
+KINDS = ("general", "python", "switched")
+BEFORE = 100  # characters of general text before a switch
 
 
 def asleep(model: Any, settings: Sparse | None) -> Any:
@@ -67,10 +68,19 @@ def answers(model: Any, questions: Sequence[str], tokens: int) -> list[list[int]
     return [row.tolist() for row in ids[:, batch["input_ids"].shape[1] :]]
 
 
+def documents(kind: str) -> list[str]:
+    """Held-out texts of a kind."""
+    if kind != "switched":
+        return [record.key for record in texts.split(kind).test]
+    codes = [facts.statement(fact) for fact in facts.load().held_out]
+    ahead = [" ".join(codes[at : at + 8]) for at in range(0, len(codes), 8)]
+    each = zip(documents("general"), documents("python"), ahead, strict=False)
+    return [f"{text[:BEFORE]}\n\n{end}" for text, *ends in each for end in ends]
+
+
 def rows(model: Any, kind: str, count: int, length: int) -> torch.Tensor:
-    """Held-out documents of a kind, their first so many tokens, (B, T)."""
-    documents = [record.key for record in texts.split(kind).test]
-    each = [model.tokenizer(text, return_tensors="pt").input_ids for text in documents]
+    """The first so many tokens of as many texts of a kind, (B, T)."""
+    each = [model.tokenizer(text, return_tensors="pt").input_ids for text in documents(kind)]
     return torch.cat([one[:, :length] for one in each if one.shape[1] >= length][:count])
 
 
@@ -138,7 +148,7 @@ def timed(model: Any, data: dict[str, Any], rounds: int) -> dict[str, Any]:
 def table(record: dict[str, Any]) -> str:
     """Returns the results as a Markdown table."""
     count, lines = record["counts"], []
-    texts_of = "perplexity, general | medical | python | time, code | general | python"
+    texts_of = "perplexity, general | python | switched | time, code | general | python"
     lines.append(f"| | skipped | exact match | same answers | {texts_of} |")
     lines.append("|" + "---|" * 10)
     for name, one in record["settings"].items():

@@ -1,12 +1,18 @@
 """Specialists that sleep while nobody hears them: nothing changes but what was asked for."""
 
+import math
+
 import pytest
 import torch
 
+import rc_agents
 from rc_agents import Sparse
-from rc_agents.errors import ConfigError, InputError
-from tests.ensembles import GREEDY, ensemble, padded, prompts
+from rc_agents.errors import ConfigError, DataError, InputError
+from rc_agents.training.sleep import choose_sparse, decoded_losses
+from tests.ensembles import GREEDY, ensemble, padded, prompts, wake
 from tests.spans import span_ensemble
+from tests.tiny import tiny
+from tests.tiny_tokenizers import PROSE, tiny_tokenizer
 
 pytestmark = pytest.mark.tiny
 TRIO = ("llama", "qwen2", "gpt2")
@@ -223,6 +229,57 @@ def test_who_sleeps_is_forgotten_with_the_tokens_it_was_found_at():
         *_, out = steps(model, prompts(1, 9), 4)
     out.past_key_values.crop(-1)
     assert not out.past_key_values.asleep
+
+
+# Choosing a setting.
+
+
+def spoken(seed=0):
+    """A pair with a tokenizer whose gates read both ends."""
+    tokenizer = tiny_tokenizer("prose")
+    size = len(tokenizer)
+    model = rc_agents.couple(
+        tiny("llama", vocab_size=size),
+        {"medical": tiny("qwen2", vocab_size=size, seed=1)},
+        tokenizers=dict.fromkeys(("anchor", "medical"), tokenizer),
+        topology="unilateral",
+        bridge=BOTH,
+        sites=2,
+    )
+    wake(model, seed)
+    return model
+
+
+TEXTS = [" ".join(PROSE.split()[at:]) for at in range(0, 80, 20)]
+
+
+def test_losses_of_decoded_tokens_are_those_of_one_pass():
+    model = spoken()
+    ids = torch.cat([model.tokenizer(text, return_tensors="pt").input_ids[:, :20] for text in TEXTS])
+    logits = model(ids).logits[:, 7:-1]
+    expected = torch.nn.functional.cross_entropy(logits.mT, ids[:, 8:], reduction="none")
+    torch.testing.assert_close(decoded_losses(model, ids, 8), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_setting_that_skips_most_within_the_cost_is_chosen():
+    model = spoken()
+    tried = [Sparse(certainty=1.0), Sparse(wake=0.3), Sparse(wake=1.0)]
+
+    def choose(cost):
+        found = choose_sparse(model, TEXTS, cost=cost, candidates=tried, prompt=6, length=30)
+        assert [point.settings for point in found.curve] == tried
+        return found
+
+    awake, some, never = choose(math.inf).curve
+    assert (awake.skipped, awake.cost) == (0, 0)
+    assert 0 < some.skipped < never.skipped
+    assert never.repeated == 0 < some.repeated
+    assert choose(math.inf).settings == tried[2]
+    cheap = max((p for p in (awake, some, never) if p.cost <= 0), key=lambda p: p.skipped)
+    assert choose(0.0).settings == cheap.settings
+    assert choose(-1.0).settings is None
+    with pytest.raises(DataError, match="no text has 4000 tokens"):
+        choose_sparse(model, TEXTS, length=4000)
 
 
 @pytest.mark.parametrize(
