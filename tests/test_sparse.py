@@ -255,7 +255,9 @@ TEXTS = [" ".join(PROSE.split()[at:]) for at in range(0, 80, 20)]
 
 def test_losses_of_decoded_tokens_are_those_of_one_pass():
     model = spoken()
-    ids = torch.cat([model.tokenizer(text, return_tensors="pt").input_ids[:, :20] for text in TEXTS])
+    ids = torch.cat(
+        [model.tokenizer(text, return_tensors="pt").input_ids[:, :20] for text in TEXTS]
+    )
     logits = model(ids).logits[:, 7:-1]
     expected = torch.nn.functional.cross_entropy(logits.mT, ids[:, 8:], reduction="none")
     torch.testing.assert_close(decoded_losses(model, ids, 8), expected, rtol=1e-4, atol=1e-4)

@@ -71,7 +71,7 @@ class Watch:
         """Keeps what a source shows, in the rows where it is awake, and what it showed last in the others."""
         sites = self.traces.setdefault(name, {})
         before = self.whole.memory.traces.get(name, {}).get(site)
-        shown = None if state_BTD is None else self._at_last(state_BTD)
+        shown = None if state_BTD is None else self._at_last(state_BTD).clone()
         if shown is not None and name in self.asleep and before is not None:
             shown = torch.where(self.asleep[name].to(shown.device)[:, None, None], before, shown)
         found = before if shown is None else shown
