@@ -9,6 +9,7 @@ import rc_agents
 from rc_agents import Sparse
 from rc_agents.errors import ConfigError, DataError, InputError
 from rc_agents.training.sleep import choose_sparse, decoded_losses
+from tests.connected import connected
 from tests.ensembles import GREEDY, ensemble, padded, prompts, wake
 from tests.spans import span_ensemble
 from tests.tiny import tiny
@@ -229,6 +230,14 @@ def test_who_sleeps_is_forgotten_with_the_tokens_it_was_found_at():
         *_, out = steps(model, prompts(1, 9), 4)
     out.past_key_values.crop(-1)
     assert not out.past_key_values.asleep
+
+
+def test_sleepers_of_other_processes_are_refused():
+    with (
+        connected(ensemble("llama", "qwen3", bridge=BOTH)) as model,
+        pytest.raises(ConfigError, match="specialists sleep in one process"),
+    ):
+        model.sparse()
 
 
 # Choosing a setting.
