@@ -28,7 +28,7 @@ class Gate(nn.Module):
 
     def unfloored(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor | float:
         """Returns what it would be without a floor."""
-        return self(source_BTD, target_BTD)  # type: ignore[no-any-return]
+        return self(source_BTD, target_BTD)
 
 
 class FixedGate(Gate):

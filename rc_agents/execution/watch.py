@@ -57,8 +57,8 @@ class Watch:
 
     @torch.no_grad()
     def _look(self, site: int, states: dict[str, Tensor]) -> None:
-        for source in {edge.source for edge in self.edges}:
-            self._trace(source, site, states.get(source))
+        for name in {edge.source for edge in self.edges}:
+            self._trace(name, site, states.get(name))
         for edge in self.edges:
             if edge.target not in states or site not in self.traces[edge.source]:
                 continue
