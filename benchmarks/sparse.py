@@ -11,7 +11,8 @@ setting:
 `time`          processor time of dense answers over sparse ones, medians of interleaved rounds, one row at a time: a
                 code, a general question, and Python to go on with.
 
-Every answer is greedy; the seed draws the codes. A run that is killed begins anew.
+Every answer is greedy; the seed draws the codes. What the file has already, with the same counts, is not measured
+again, so a killed run goes on; delete the file to measure all of it.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def quality(model: Any, settings: Sparse | None, data: dict[str, Any]) -> dict[s
         "exact_match": {"hits": exact.hits, "count": exact.count, "interval": exact.interval},
         "said": said,
         "loss": {kind: one.mean().item() for kind, one in losses.items()},
+        "provenance": provenance(data["seed"]),
     }
     if spared is not None:
         found |= {
@@ -118,31 +120,32 @@ def processor_seconds(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[
     return times
 
 
-def timed(model: Any, data: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Dense over sparse processor time of one answer, by prompt and setting: median, lowest and highest round."""
-    prompts = {
+def timed(model: Any, prompt: str, tokens: int, rounds: int) -> dict[str, Any]:
+    """Dense over sparse processor time of one answer, by setting: median, lowest and highest round."""
+
+    def call(name: str) -> None:
+        with asleep(model, SETTINGS[name]):
+            answers(model, [prompt], tokens)
+
+    times = processor_seconds({n: lambda n=n: call(n) for n in ("dense", *TIMED)}, rounds)
+    dense = times.pop("dense")
+    return {
+        name: {
+            "ratio": statistics.median(dense) / statistics.median(own),
+            "low": min(a / b for a, b in zip(dense, own, strict=True)),
+            "high": max(a / b for a, b in zip(dense, own, strict=True)),
+        }
+        for name, own in times.items()
+    }
+
+
+def prompts(model: Any, data: dict[str, Any]) -> dict[str, str]:
+    """What is asked where time is taken."""
+    return {
         "code": facts.qa_prompt(data["codes"][0]),
         "general": data["questions"][0],
         "python": model.tokenizer.decode(data["python"][0, : data["prompt"]]),
     }
-    found: dict[str, Any] = {}
-    for kind, prompt in prompts.items():
-
-        def call(name: str, prompt: str = prompt) -> None:
-            with asleep(model, SETTINGS[name]):
-                answers(model, [prompt], data["tokens"])
-
-        times = processor_seconds({n: lambda n=n: call(n) for n in ("dense", *TIMED)}, rounds)
-        dense = times.pop("dense")
-        found[kind] = {
-            name: {
-                "ratio": statistics.median(dense) / statistics.median(own),
-                "low": min(a / b for a, b in zip(dense, own, strict=True)),
-                "high": max(a / b for a, b in zip(dense, own, strict=True)),
-            }
-            for name, own in times.items()
-        }
-    return found
 
 
 def table(record: dict[str, Any]) -> str:
@@ -153,8 +156,9 @@ def table(record: dict[str, Any]) -> str:
     lines.append("|" + "---|" * 10)
     for name, one in record["settings"].items():
         exact = f"{one['exact_match']['hits']}/{one['exact_match']['count']}"
-        rise = [f"{100 * one['perplexity'][kind]:+.2f} %" for kind in KINDS]
-        fast = [record["time"][kind].get(name) for kind in ("code", "general", "python")]
+        dense = record["settings"]["dense"]["loss"]
+        rise = [f"{100 * math.expm1(one['loss'][kind] - dense[kind]):+.2f} %" for kind in KINDS]
+        fast = [one_prompt.get(name) for one_prompt in record["time"].values()]
         shown = [f"{f['ratio']:.2f} ({f['low']:.2f} to {f['high']:.2f})" if f else "" for f in fast]
         share = f"{100 * one['share']:.0f} %" if "share" in one else ""
         same = f"{one['same']}/{count['questions']}"
@@ -176,7 +180,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    started = provenance(arguments.seed)
+    counts = {
+        key: getattr(arguments, key)
+        for key in ("codes", "questions", "documents", "prompt", "length", "tokens", "rounds")
+    }
+    record: dict[str, Any] = {"benchmark": "sparse", "counts": counts, "settings": {}, "time": {}}
+    if arguments.output.is_file() and files.read(arguments.output)["counts"] == counts:
+        record = files.read(arguments.output)
     model = rc_agents.CoupledForCausalLM.from_pretrained("package:demo")
     held_out = list(facts.load().held_out)
     data: dict[str, Any] = {
@@ -184,30 +194,22 @@ def main() -> None:
         "questions": [f"Question: {q}?\nAnswer:" for q in texts.questions(arguments.questions)],
         "tokens": arguments.tokens,
         "prompt": arguments.prompt,
+        "seed": arguments.seed,
         **{kind: rows(model, kind, arguments.documents, arguments.length) for kind in KINDS},
     }
-    found: dict[str, Any] = {}
     for name, settings in SETTINGS.items():
-        found[name] = quality(model, settings, data)
-        dense = found["dense"]
-        one = found[name]
-        one["same"] = sum(a == b for a, b in zip(one["said"], dense["said"], strict=True))
-        one["perplexity"] = {
-            kind: math.expm1(one["loss"][kind] - dense["loss"][kind]) for kind in KINDS
-        }
-        print(name, {key: value for key, value in one.items() if key != "said"}, flush=True)
-    for one in found.values():
-        del one["said"]
-    record = {
-        "benchmark": "sparse",
-        "counts": {
-            key: getattr(arguments, key)
-            for key in ("codes", "questions", "documents", "prompt", "length", "tokens", "rounds")
-        },
-        "settings": found,
-        "time": timed(model, data, arguments.rounds),
-        "provenance": started,
-    }
+        if name not in record["settings"]:
+            one = record["settings"][name] = quality(model, settings, data)
+            said = record["settings"]["dense"]["said"]
+            one["same"] = sum(a == b for a, b in zip(one["said"], said, strict=True))
+            print(name, {key: value for key, value in one.items() if key != "said"}, flush=True)
+            files.write(arguments.output, record)
+    for kind, prompt in prompts(model, data).items():
+        if kind not in record["time"]:
+            record["time"][kind] = timed(model, prompt, arguments.tokens, arguments.rounds)
+            print(kind, record["time"][kind], flush=True)
+            files.write(arguments.output, record)
+    record["provenance"] = provenance(arguments.seed)
     files.write(arguments.output, record)
     print(table(record))
     print(json.dumps(record))
