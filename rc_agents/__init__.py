@@ -6,6 +6,7 @@ from .config import BridgeConfig, CouplingConfig, ModelRef
 from .errors import RCError
 from .modeling import CoupledForCausalLM, CoupledOutput, couple
 from .planning import Link, Machine, Plan, plan
+from .sparse import Spared, Sparse
 from .topology import Edge, Topology
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ __all__ = [
     "ModelRef",
     "Plan",
     "RCError",
+    "Spared",
+    "Sparse",
     "Topology",
     "__version__",
     "couple",

@@ -29,6 +29,8 @@ class CoupledCache(Cache):
             kept only where a model with another tokenizer reads or is read.
         texts: for each model with its own tokenizer, its running tokenization.
         seen: for each model, how many of the anchor's columns it has taken in.
+        asleep: for each specialist that sleeps, in which rows, (B,); see `rc_agents.sparse`.
+        traces: for each specialist that may sleep, what it showed last at each site, (B, 1, width).
         busy: whether a pass is writing it, or failed while it did.
         lost: models of other processes that take no part in this text any more, and why.
         epochs: for each model of another process, the connection in which its cache was begun.
@@ -42,6 +44,8 @@ class CoupledCache(Cache):
         self.histories: dict[str, dict[int, Tensor]] = {}
         self.texts: dict[str, SpanText] = {}
         self.seen: dict[str, int] = dict.fromkeys(self.caches, 0)
+        self.asleep: dict[str, Tensor] = {}
+        self.traces: dict[str, dict[int, Tensor]] = {}
         self.busy = False
         super().__init__(layers=[layer for cache in self.caches.values() for layer in cache.layers])
 
@@ -222,6 +226,7 @@ class CoupledCache(Cache):
                 sites[site] = states[:, :length]
         if self.ids is not None:
             self.ids = self.ids[:, :length]
+        self.asleep.clear()  # which was found at a token that may be gone
         self.busy = busy
 
     def reset(self) -> None:
@@ -232,6 +237,7 @@ class CoupledCache(Cache):
         self.histories.clear()
         self.texts.clear()
         self.seen = dict.fromkeys(self.caches, 0)
+        self.asleep.clear()
         self.lost.clear()  # the next text begins anew
         self.epochs.clear()
         self.busy = False
@@ -264,6 +270,10 @@ class CoupledCache(Cache):
     def _select(self, rows: Tensor) -> None:
         if self.ids is not None:
             self.ids = self.ids[rows.to(self.ids.device)]
+        self.asleep = {name: one[rows.to(one.device)] for name, one in self.asleep.items()}
+        for sites in self.traces.values():
+            for site, state in sites.items():
+                sites[site] = state[rows.to(state.device)]
         self.select_histories(rows)
         for text in self.texts.values():
             text.select(rows.tolist())

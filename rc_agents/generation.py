@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
-from . import context, selection
+from . import context, selection, sparse
 from .cache import CoupledCache
 from .errors import InputError
 from .sampling import SeededSampling, row_seeds
@@ -131,8 +131,21 @@ class CoupledGeneration(GenerationMixin):
                 "assistant_early_exit is refused: the models meet in blocks that an early exit skips; "
                 "pass assistant_model or prompt_lookup_num_tokens"
             )
+        if sparse.current(self) is not None:
+            self._refuse_sparse(kwargs)
         if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens"):
             self._refuse_assistance()
+
+    def _refuse_sparse(self, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("use_cache") is False:
+            raise InputError(
+                "specialists sleep between tokens that a cache keeps; leave out use_cache=False, or model.sparse()"
+            )
+        if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens"):
+            raise InputError(
+                "assisted generation checks several tokens at once, and specialists sleep token by token; "
+                "leave out the assistant, or model.sparse()"
+            )
 
     def _refuse_assistance(self) -> None:
         for name, model in self.models.items():

@@ -46,7 +46,7 @@ def _roomy(path: Path) -> Path:
     return path
 
 
-def alignment(folder: Path) -> dict[str, Any]:
+def talkative(folder: Path) -> dict[str, Any]:
     """An ensemble that chats."""
     return {"model": talking("medical")}
 
@@ -66,9 +66,10 @@ def nodes(folder: Path) -> dict[str, Any]:
 
 
 GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "alignment": alignment,
+    "alignment": talkative,
     "graph": graph,
     "nodes": nodes,
+    "performance": talkative,
     "training": training,
 }
 SWAPS = {

@@ -1,14 +1,18 @@
 """The command line, in this process; in processes of its own where signals and pipes matter."""
 
 import asyncio
+import contextlib
+import functools
 import io
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
 import httpx
 import pytest
@@ -20,6 +24,7 @@ from rc_agents.cli import doctor as doctor_module
 from rc_agents.cli.app import run
 from rc_agents.cli.models import by_name, names, specialist
 from rc_agents.errors import RCError
+from rc_agents.nodes import Node, NodeSettings
 from rc_agents.service import GenerationParams, GenerationService, load
 from tests.tiny import saved
 
@@ -351,6 +356,76 @@ def test_serve_in_a_process_of_its_own(ensemble):
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == b""
         process.wait(60)
+
+
+# Specialists in processes of their own.
+
+
+@contextlib.contextmanager
+def _served(path):
+    """The options of a command line whose specialist is served over a link, in a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        port = place.getsockname()[1]
+    node = Node(str(path), "medical", settings=NodeSettings(deadline=20.0))
+    arguments = {"patience": 60.0, "once": True}
+    thread = threading.Thread(target=node.serve, args=(("127.0.0.1", port),), kwargs=arguments)
+    thread.start()
+    try:
+        yield ["--nodes", f"127.0.0.1:{port}", "--device-map", "cpu"]
+        thread.join(30.0)  # by the goodbye of a command that has ended
+        assert not thread.is_alive()
+        assert node.num_passes > 1
+    finally:
+        node.close()
+        thread.join(30.0)
+
+
+def test_generate_over_processes(cli, ensemble):
+    words = ["generate", ensemble, "Hello", "--max-new-tokens", 6]
+    with _served(ensemble) as nodes:
+        code, out, err = cli(*words, *nodes)
+    assert (code, out) == (0, answer(ensemble, "Hello").text + "\n")
+    assert err == f"waiting for the specialists at {nodes[1]}\n"
+
+
+def test_chat_over_processes(cli, ensemble):
+    words = ["chat", ensemble, "--max-new-tokens", 6]
+    with _served(ensemble) as nodes:
+        code, out, _ = cli(*words, *nodes, stdin="Hello\nand more")
+    assert (code, out) == cli(*words, stdin="Hello\nand more")[:2]
+
+
+def test_serve_over_processes(cli, ensemble, monkeypatch):
+    pytest.importorskip("fastapi")
+    from rc_agents.adapters.server.run import Server
+
+    asked = []
+
+    async def once(self):
+        (port,) = {one.getsockname()[1] for part in self.servers for one in part.sockets}
+        body = {"model": "rc", "prompt": "Hello", "max_tokens": 6, "temperature": 0}
+        asked_for = functools.partial(httpx.post, json=body, timeout=60)
+        url = f"http://127.0.0.1:{port}/v1/completions"
+        asked.append(await asyncio.get_running_loop().run_in_executor(None, asked_for, url))
+
+    monkeypatch.setattr(Server, "main_loop", once)
+    with _served(ensemble) as nodes:
+        assert cli("serve", ensemble, "--port", 0, *nodes)[0] == 0
+    (choice,) = asked[0].json()["choices"]
+    assert choice["text"] == answer(ensemble, "Hello", temperature=0).text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--anchor", "x", "y", "--nodes", "127.0.0.1:0"], "--nodes needs a saved ensemble"),
+        (["x", "y", "--nodes", "127.0.0.1:port"], "expected an address such as 127.0.0.1:29400"),
+    ],
+)
+def test_nodes_that_cannot_work_are_said_in_one_line(cli, words, message):
+    code, out, err = cli("generate", *words)
+    assert (code, out) == (2, "")
+    assert message in err
 
 
 # Completion in a shell.

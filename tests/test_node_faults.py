@@ -218,6 +218,36 @@ def test_another_ensemble_is_refused(folder, tmp_path):
         model.elsewhere.close()
 
 
+def test_weights_of_another_dtype_are_told_and_run(folder, caplog):
+    model = connect(folder, settings=SOON, wait=None)
+    node = Node(folder, "medical", settings=SOON, dtype="bfloat16")
+    address = model.elsewhere.door.address
+    thread = threading.Thread(target=node.serve, args=(address,), kwargs={"once": True})
+    thread.start()
+    try:
+        model.elsewhere.wait_for(["medical"], 20.0)
+        assert model.elsewhere.dtypes == {"anchor": "float32", "medical": "bfloat16"}
+        assert "medical has its weights in bfloat16, the checkpoint in float32" in caplog.text
+        assert model(prompts(1, 6)).logits.isfinite().all()
+    finally:
+        model.elsewhere.close()
+        node.close()
+        thread.join(20.0)
+
+
+def test_a_process_that_names_no_dtype_is_refused(folder, monkeypatch):
+    card = Node.card
+    monkeypatch.setattr(Node, "card", lambda self: {**card(self), "dtype": "float1"})
+    model = connect(folder, settings=SOON, wait=None)
+    try:
+        with pytest.raises(
+            LinkError, match="no dtype of its weights that is known here, got 'float1'"
+        ):
+            _joining(folder, "medical", model.elsewhere.door.address)
+    finally:
+        model.elsewhere.close()
+
+
 def test_a_second_process_of_one_specialist_is_refused(cluster, folder):
     with pytest.raises(LinkError, match="'medical' is there already"):
         _joining(folder, "medical", cluster.hub.door.address)

@@ -77,6 +77,14 @@ class Bridge(nn.Module):
             )  # zeros are silence, as in an added map
         return update.to(target_BTD.dtype)
 
+    def openness(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor:
+        """Returns the gate before its floor, (B, T), in float32 as in `forward`; one value if it reads none."""
+        work = torch.promote_types(torch.float32, source_BTD.dtype)
+        gate = self.gate.unfloored(source_BTD.to(work), target_BTD.to(work))
+        return (
+            gate.squeeze(-1) if isinstance(gate, Tensor) and gate.dim() else torch.as_tensor(gate)
+        )
+
     def _read(self, reading: Prediction, source_BTD: Tensor, gate: Tensor | float) -> Tensor:
         """Returns what the source would say, (B, T, D_target); zeros where a shut gate lets nothing of it through."""
         if torch.is_grad_enabled() or not isinstance(gate, Tensor) or not gate.dim():

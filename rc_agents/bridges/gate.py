@@ -9,7 +9,15 @@ from ..config import BridgeConfig
 
 
 class Gate(nn.Module):
-    """Maps the two ends' states to a factor that broadcasts over (B, T, D)."""
+    """Maps the two ends' states to a factor that broadcasts over (B, T, D).
+
+    Attributes:
+        reads_source, reads_target: whether the state at that end can change it.
+        floor: below it the gate is shut.
+    """
+
+    reads_source = reads_target = False
+    floor = 0.0
 
     def __init__(self, config: BridgeConfig, source_width: int, target_width: int) -> None:
         super().__init__()
@@ -17,6 +25,10 @@ class Gate(nn.Module):
     def forward(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor | float:
         """Returns the factor."""
         raise NotImplementedError
+
+    def unfloored(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor | float:
+        """Returns what it would be without a floor."""
+        return self(source_BTD, target_BTD)
 
 
 class FixedGate(Gate):
@@ -53,22 +65,27 @@ class TokenGate(Gate):
         self.floor = config.gate_floor
         widths = {"source": source_width, "target": target_width}
         reads = ("source", "target") if config.gate_reads == "both" else (config.gate_reads,)
+        self.reads_source, self.reads_target = "source" in reads, "target" in reads
         self.reads = nn.ParameterDict(
             {end: nn.Parameter(torch.zeros(widths[end])) for end in reads}
         )
 
     def forward(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor:
         """Returns (B, T, 1)."""
+        gate = self.unfloored(source_BTD, target_BTD)
+        if not self.floor:
+            return gate
+        return gate - gate.masked_fill(gate >= self.floor, 0).detach()
+
+    def unfloored(self, source_BTD: Tensor, target_BTD: Tensor) -> Tensor:
+        """Returns the sigmoid itself, (B, T, 1)."""
         ends = {"source": source_BTD, "target": target_BTD}
         logit = self.value.to(source_BTD.dtype)
         for end, weight in self.reads.items():
             state = ends[end]
             normal = nn.functional.rms_norm(state, (state.shape[-1],), eps=1e-6)
             logit = logit + (normal @ weight.to(state.dtype)).unsqueeze(-1)
-        gate = torch.sigmoid(logit)
-        if not self.floor:
-            return gate
-        return gate - gate.masked_fill(gate >= self.floor, 0).detach()
+        return torch.sigmoid(logit)
 
 
 GATES: dict[str, type[Gate]] = {"fixed": FixedGate, "scalar": ScalarGate, "token": TokenGate}

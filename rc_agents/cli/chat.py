@@ -20,11 +20,12 @@ from .models import (
     Anchor,
     DeviceMap,
     DType,
+    Nodes,
     Specialists,
     by_name,
     names,
     number,
-    open_model,
+    opened,
 )
 
 COMMANDS = "/specialists A,B|all|none, /specialist NAME on|off, /strength X, /compare [MESSAGE], /reset, /quit"
@@ -46,6 +47,7 @@ def chat(
     strength: Strength = None,
     device_map: DeviceMap = None,
     dtype: DType = None,
+    nodes: Nodes = None,
 ) -> None:
     """Talk to an ensemble.
 
@@ -62,13 +64,13 @@ def chat(
         specialists=names(specialists),
         strength=by_name(strength, number),
     )
-    service = GenerationService(open_model(model, anchor, specialist, device_map, dtype))
-    talk = Conversation(service, params, system)
-    if sys.stdin.isatty():
-        print(f"{', '.join(service.model.names)}. {COMMANDS}", file=sys.stderr)
-    for line in _lines():
-        if not talk.take(line):
-            return
+    with opened(model, anchor, specialist, device_map, dtype, nodes) as ensemble:
+        talk = Conversation(GenerationService(ensemble), params, system)
+        if sys.stdin.isatty():
+            print(f"{', '.join(ensemble.names)}. {COMMANDS}", file=sys.stderr)
+        for line in _lines():
+            if not talk.take(line):
+                return
 
 
 class Conversation:

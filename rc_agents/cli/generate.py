@@ -17,11 +17,12 @@ from .models import (
     Anchor,
     DeviceMap,
     DType,
+    Nodes,
     Specialists,
     by_name,
     names,
     number,
-    open_model,
+    opened,
 )
 
 MaxNewTokens = Annotated[
@@ -74,6 +75,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the text and its counts.")] = False,
     device_map: DeviceMap = None,
     dtype: DType = None,
+    nodes: Nodes = None,
 ) -> None:
     """Go on from a text, or answer a message.
 
@@ -97,16 +99,17 @@ def generate(
     if stream and as_json:
         raise InputError("--stream and --json do not go together")
     prompt = text if text is not None else _read_stdin()
-    service = GenerationService(open_model(model, anchor, specialist, device_map, dtype))
     asked = [{"role": "user", "content": prompt}] if chat else prompt
-    if stream:
+    with opened(model, anchor, specialist, device_map, dtype, nodes) as ensemble:
+        service = GenerationService(ensemble)
+        if not stream:
+            result = service.generate(asked, params)
+            print(json.dumps(asdict(result), ensure_ascii=False) if as_json else result.text)
+            return
         with service.stream(asked, params) as pieces:
             for piece in pieces:
                 print(piece, end="", flush=True)
         print()
-        return
-    result = service.generate(asked, params)
-    print(json.dumps(asdict(result), ensure_ascii=False) if as_json else result.text)
 
 
 def _model_and_prompt(words: list[str], anchor: str | None) -> tuple[str | None, str | None]:

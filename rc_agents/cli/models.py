@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +32,53 @@ DeviceMap = Annotated[
 DType = Annotated[
     str | None, typer.Option("--dtype", help="Weights' type: bfloat16, or anchor=float32,...")
 ]
+Nodes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="The specialists run in processes of their own (`rc-agents node --role specialist`), which join this one "
+        "here; beyond loopback needs a secret's file in RC_AGENTS_SECRET_FILE.",
+    ),
+]
+SECRET = "RC_AGENTS_SECRET_FILE"
 MODEL_HELP = "A saved ensemble or a single model: folder, hub id or package:NAME."
+
+
+@contextmanager
+def opened(
+    model: str | None,
+    anchor: str | None,
+    specialists: list[str] | None,
+    device_map: str | None,
+    dtype: str | None,
+    nodes: str | None = None,
+) -> Iterator[rc_agents.CoupledForCausalLM]:
+    """Yields what a command line names, as `open_model` does; with `nodes` the anchor of several processes.
+
+    Args:
+        nodes: where the specialists' processes join this one.
+    """
+    if nodes is None:
+        yield open_model(model, anchor, specialists, device_map, dtype)
+        return
+    if model is None or specialists:
+        raise ConfigError("--nodes needs a saved ensemble as MODEL, the same as the specialists'")
+    made = _connected(model, nodes, device_map, dtype)
+    try:
+        yield made
+    finally:
+        made.elsewhere.close()
+
+
+def _connected(model: str, nodes: str, device_map: str | None, dtype: str | None) -> Any:
+    from rc_agents.nodes import NodeSettings, connect, read_secret
+
+    file = os.environ.get(SECRET)
+    settings = NodeSettings(secret=b"" if file is None else read_secret(file))
+    options = {"device_map": by_name(device_map, place), "dtype": by_name(dtype, str)}
+    options = {key: value for key, value in options.items() if value is not None}
+    print(f"waiting for the specialists at {nodes}", file=sys.stderr)
+    return connect(model, listen=nodes, settings=settings, **options)
 
 
 def open_model(

@@ -18,9 +18,7 @@ from rc_agents.errors import ConfigError
 from rc_agents.nodes import Node, NodeSettings, address_of, connect, launched, read_secret
 from rc_agents.service import GenerationParams, GenerationService
 
-from .models import DeviceMap, DType, by_name, place
-
-SECRET = "RC_AGENTS_SECRET_FILE"
+from .models import SECRET, DeviceMap, DType, by_name, place
 
 
 def node(

@@ -13,7 +13,7 @@ import typer
 
 from rc_agents.errors import ConfigError
 
-from .models import MODEL_HELP, Anchor, DeviceMap, DType, Specialists, open_model
+from .models import MODEL_HELP, Anchor, DeviceMap, DType, Nodes, Specialists, opened
 
 KEY = "RC_AGENTS_API_KEY"
 
@@ -47,6 +47,7 @@ def serve(
     grace: Annotated[float, typer.Option(min=0.1, help="Seconds to finish when stopped.")] = 30.0,
     device_map: DeviceMap = None,
     dtype: DType = None,
+    nodes: Nodes = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print address and models as one JSON line once it listens."),
@@ -76,17 +77,17 @@ def serve(
         seconds=seconds,
         grace_seconds=grace,
     )
-    ensemble = open_model(model, anchor, specialist, device_map, dtype)
-    app = create_app(ensemble, name=name, api_key=api_key, limits=limits)
-    print(f"serving {name}: {', '.join(ensemble.names)}", file=sys.stderr)
-
-    def tell(url: str) -> None:
-        print(json.dumps({"url": url, "models": app.state.serving.names}), flush=True)
-
     options: dict[str, Any] = {"log_level": os.environ.get("UVICORN_LOG_LEVEL", "info")}
-    if as_json:
-        options |= {"told": tell, "log_config": _log_on_stderr()}
-    server(app, host=host, port=port, **options).run()
+    with opened(model, anchor, specialist, device_map, dtype, nodes) as ensemble:
+        app = create_app(ensemble, name=name, api_key=api_key, limits=limits)
+        print(f"serving {name}: {', '.join(ensemble.names)}", file=sys.stderr)
+
+        def tell(url: str) -> None:
+            print(json.dumps({"url": url, "models": app.state.serving.names}), flush=True)
+
+        if as_json:
+            options |= {"told": tell, "log_config": _log_on_stderr()}
+        server(app, host=host, port=port, **options).run()
 
 
 def _log_on_stderr() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from ..errors import ConfigError, nearest
 from .coupled_pass import CoupledPass
 from .lockstep import run_lockstep
 from .protocol import LOST, Elsewhere, Meet, Schedule, Stream
+from .sleeping import run_sparse
 from .threads import run_threads
 
 SCHEDULES: dict[str, Schedule] = {"lockstep": run_lockstep, "threads": run_threads}
@@ -25,6 +26,7 @@ __all__ = [
     "Schedule",
     "Stream",
     "run_lockstep",
+    "run_sparse",
     "run_threads",
     "schedule_called",
 ]

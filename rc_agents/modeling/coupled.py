@@ -12,13 +12,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, GenerationMixin
 
 from .. import backbone, checkpoint, membership, selection
+from .. import sparse as sparing
 from ..alignment import Chat, TokenBytes
 from ..assembly import Reference
 from ..cache import CoupledCache
 from ..config import CouplingConfig
-from ..errors import InputError
-from ..execution import CoupledPass, inputs, schedule_called
+from ..errors import ConfigError, InputError
+from ..execution import CoupledPass, inputs, run_sparse, schedule_called
 from ..execution.span import Reader
+from ..execution.watch import may_sleep
 from ..generation import CoupledGeneration
 from ..topology import ANCHOR
 from . import chats as _chats
@@ -49,6 +51,36 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
         """
         chosen = selection.check_names(list(names), self.names) if names else self.specialists
         return selection.cut(self, chosen)
+
+    def sparse(
+        self, settings: sparing.Sparse | None = None
+    ) -> AbstractContextManager[sparing.Spared]:
+        """Lets specialists sleep inside a `with` block while tokens are decoded to which they add nothing.
+
+        A specialist that sleeps does not run; when it is woken it first reads what it has missed. Prompts, and all
+        passes without a cache, are run as ever. Holds in the current thread and context only.
+
+        Args:
+            settings: when they sleep and are woken; `Sparse()` where left out.
+
+        Returns:
+            The block's context; it yields counts of what was spared.
+
+        Raises:
+            ConfigError: an ensemble in which no specialist can sleep; the message says why.
+        """
+        if self.remote_names:
+            raise ConfigError("specialists sleep in one process; load this ensemble without nodes")
+        if self.mixer.kind != "anchor" or len(self.routers):
+            raise ConfigError(
+                "every model's output is needed at every token where they are mixed; sparse needs mix='anchor' and "
+                "bridges"
+            )
+        if not may_sleep(self):
+            raise ConfigError(
+                "no specialist can sleep: each has its own tokenizer, or meets one that has; use shared tokens"
+            )
+        return sparing.sparing(self, settings or sparing.Sparse())
 
     # The pass.
 
@@ -125,7 +157,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
         }
         memory = self._memory(past_key_values, use_cache)
 
-        def make() -> CoupledPass:
+        def make(choice: selection.Choice = choice) -> CoupledPass:
             return CoupledPass(
                 self,
                 ids,
@@ -142,6 +174,9 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
 
         if self.elsewhere is not None:
             step, outputs = self.elsewhere.run(make, memory)
+        elif (sparse := sparing.current(self)) is not None:
+            run = schedule_called(self.config.schedule)
+            step, outputs = run_sparse(make, choice, memory, run, *sparse)
         else:
             step = make()
             outputs = step.run(schedule_called(self.config.schedule))

@@ -5,8 +5,8 @@ The anchor's process offers the usual `CoupledForCausalLM` (`connect`); each spe
 """
 
 from .connect import connect, launched
-from .hub import Event
 from .node import Node
+from .roster import Event
 from .settings import NodeSettings, address_of, read_secret
 
 __all__ = [

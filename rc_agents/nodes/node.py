@@ -6,17 +6,14 @@ import contextvars
 import logging
 import random
 import select
-import socket
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
 
 from .. import backbone, checkpoint, placement
 from ..cache import CoupledCache
@@ -26,17 +23,19 @@ from ..execution.exchange import EXCHANGE, keep
 from ..execution.protocol import Call
 from ..execution.rank import Key, Rank
 from ..execution.tree import takes_branches
-from ..execution.wire import MOST_BODY, Channel, Frame, LinkError, NotYet
+from ..execution.wire import Frame, LinkError, NotYet
 from ..modeling import CoupledForCausalLM
 from ..topology import ANCHOR
 from .door import Door
-from .handshake import PROTOCOL, disagreement, greet, next_frame, versions
+from .graphs import Graphs
+from .handshake import PROTOCOL, versions
+from .joining import Links
+from .memories import Memories
 from .order import Order, entered
 from .settings import NodeSettings, hub_options, listener
 from .weights import Weights, told
 
 logger = logging.getLogger(__name__)
-GRAPHS = 8  # passes whose graphs wait for their backward
 
 
 class Aborted(Exception):
@@ -93,19 +92,15 @@ class Node(Rank):
             each: backbone.stream_width(one) for each, one in self.ensemble.models.items()
         }
         self.advertise = advertise
-        self.peers: dict[str, tuple[int, Channel]] = {}
-        self.epoch = 0
-        self.memories: dict[int, CoupledCache] = {}
-        self.done: dict[int, int | None] = {}  # the last pass that each memory holds
+        self.links = Links(name, self.settings, self.card)
+        self.memories = Memories(name, self.model)
+        self.graphs = Graphs()
         self.todo: deque[Frame] = deque()
         self.running = self.given_up = -1
-        self.undo: OrderedDict[int, Callable[[], None]] = OrderedDict()
-        self.spent: deque[int] = deque(maxlen=1024)  # passes whose graphs are gone
-        self.graphs: OrderedDict[int, list[tuple[Tensor, bool]]] = OrderedDict()
         self.weights = Weights(self.ensemble, name)
         self.stopped = threading.Event()
         self.num_passes = 0
-        self.door = Door(listener(listen, self.settings.secret), self.settings, self._welcome)
+        self.door = Door(listener(listen, self.settings.secret), self.settings, self.links.welcome)
 
     # Joining.
 
@@ -123,7 +118,8 @@ class Node(Rank):
         since, pause = time.monotonic(), 0.1
         while not self.stopped.is_set():
             try:
-                self._join(anchor)
+                channel = self.links.join(anchor, self.door.address, self.advertise)
+                self.channels = {ANCHOR: channel}
             except (OSError, NotYet) as error:
                 if time.monotonic() - since > patience:
                     raise LinkError(
@@ -157,35 +153,6 @@ class Node(Rank):
         self.stop()
         self.door.close()
 
-    def _join(self, anchor: tuple[str, int]) -> None:
-        sock = socket.create_connection(anchor, timeout=self.settings.join)
-        try:
-            greet(sock, self.settings.secret, self.settings.join)
-            host = self.advertise or self.door.address[0]
-            if host in ("0.0.0.0", "::"):
-                host = sock.getsockname()[0]
-            channel = Channel(sock, ANCHOR, self.deadline)
-            channel.send(Frame("hello", self.card() | {"listen": [host, self.door.address[1]]}))
-            reply = next_frame(channel, self.settings.join)
-            if reply.kind == "refused":
-                raise _refusal(self.name, reply)
-            if reply.kind != "welcome" or "peers" not in reply.fields:
-                raise LinkError(f"{anchor[0]}:{anchor[1]} is no anchor's process; name its address")
-            self.epoch = int(reply.fields["epoch"])
-            unreached = [
-                name
-                for name, (address, epoch) in reply.fields["peers"].items()
-                if not self._link(name, (str(address[0]), int(address[1])), int(epoch))
-            ]
-            channel.send(Frame("ready", {"unreached": unreached}))
-            if unreached:
-                raise _refusal(self.name, next_frame(channel, self.settings.join))
-        except (LinkError, OSError):
-            sock.close()
-            raise
-        channel.most = MOST_BODY
-        self.channels = {ANCHOR: channel}
-
     def card(self) -> dict[str, Any]:
         """What this process says of itself."""
         return {
@@ -197,54 +164,16 @@ class Node(Rank):
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
-    def _link(self, name: str, address: tuple[str, int], epoch: int) -> bool:
-        """Makes the link to another specialist's process; returns whether it came about."""
-        try:
-            sock = socket.create_connection(address, timeout=self.settings.join)
-            greet(sock, self.settings.secret, self.settings.join)
-            channel = Channel(sock, name, self.deadline)
-            channel.send(Frame("hello", self.card() | {"epoch": self.epoch}))
-            reply = next_frame(channel, self.settings.join)
-        except (OSError, LinkError) as error:
-            logger.warning("%s cannot reach %s at %s:%d: %s", self.name, name, *address, error)
-            return False
-        if reply.kind != "welcome":
-            logger.warning("%s refuses %s: %s", name, self.name, reply.fields.get("reason"))
-            return False
-        self._take_peer(name, epoch, channel)
-        return True
-
-    def _take_peer(self, name: str, epoch: int, channel: Channel) -> None:
-        """Keeps a link in the place of one that came before."""
-        channel.most = MOST_BODY
-        old = self.peers.get(name)
-        self.peers[name] = (epoch, channel)
-        if old is not None:
-            old[1].close()
-
-    def _welcome(self, channel: Channel, hello: Frame) -> None:
-        """Another specialist's process makes its link to this one."""
-        wrong = disagreement(self.card(), hello.fields)
-        if wrong is not None:
-            raise LinkError(wrong)
-        if "epoch" not in hello.fields:
-            raise LinkError(f"this is the process of {self.name!r}, not the anchor's")
-        self._take_peer(str(hello.fields["name"]), int(hello.fields["epoch"]), channel)
-        channel.send(Frame("welcome"))  # last, as a pass over this link may begin at once
-
     def _leave(self) -> None:
         """Frees everything that belonged to the anchor that is gone."""
         channels, self.channels = self.channels, {}
-        peers, self.peers = self.peers, {}
-        for channel in [*channels.values(), *(channel for _, channel in peers.values())]:
+        for channel in channels.values():
             channel.close()
+        self.links.close()
         self.inbox.clear()
         self.memories.clear()
-        self.done.clear()
         self.graphs.clear()
         self.todo.clear()
-        self.undo.clear()
-        self.spent.clear()
         self.running = self.given_up = -1
 
     # Serving.
@@ -265,15 +194,13 @@ class Node(Rank):
         if frame.kind == "pass":
             self._pass(frame)
         elif frame.kind == "abort":
-            for one in [one for one in reversed(self.undo) if one >= int(frame.fields["since"])]:
+            for one in self.memories.passes_since(int(frame.fields["since"])):
                 self._undo(one)
         elif frame.kind == "backward":
             self._backward(number)
         elif frame.kind == "free":
             for cache in frame.fields["caches"]:
-                self.memories.pop(cache, None)
-                self.undo.clear()  # which may hold what is to be freed; nothing of before is undone
-                self.done.pop(cache, None)
+                self.memories.free(cache)
         elif frame.kind == "weights":
             self.weights.take(frame)
         else:
@@ -288,7 +215,7 @@ class Node(Rank):
         self.forget(number)
         try:
             order = Order.read(frame, self.name)
-            self._choose_peers(order)
+            self.channels = {ANCHOR: self.channels[ANCHOR], **self.links.of(order.epochs)}
             with entered(frame.fields["mode"], placement.input_device(self.model)):
                 contextvars.copy_context().run(self._run, order, frame)
         except Aborted:
@@ -307,17 +234,8 @@ class Node(Rank):
         finally:
             self.running = -1
 
-    def _choose_peers(self, order: Order) -> None:
-        """Takes the links of the connections that this pass is run over."""
-        anchor = self.channels[ANCHOR]
-        self.channels = {ANCHOR: anchor}
-        for name, epoch in order.epochs.items():
-            known = self.peers.get(name)
-            if known is not None and known[0] == epoch:
-                self.channels[name] = known[1]
-
     def _run(self, order: Order, frame: Frame) -> None:
-        memory = self._memory(order, frame)
+        memory = self.memories.begin(order, frame)
         exchange: Any = keep
         edges = [edge for edge in order.edges if edge.target == self.name]
         if edges:
@@ -347,79 +265,8 @@ class Node(Rank):
             shown = crossing.show(OUTPUT, output.logits, [ANCHOR])
         elif order.answers:
             self.send(ANCHOR, Frame("done", {"pass": order.number}))
-        self._keep_graph(order.number, shown, crossing.last)
-        if frame.fields["cache"] is not None:
-            self.done[frame.fields["cache"]] = order.number
-
-    def _memory(self, order: Order, frame: Frame) -> CoupledCache:
-        """Returns the memory that a pass goes on from, brought to where the anchor's is; remembers the way back."""
-        number = frame.fields["cache"]
-        if number is None:
-            memory = CoupledCache({})
-        else:
-            if number not in self.memories:
-                memory = CoupledCache({self.name: self._new_cache(frame.fields)})
-                self.memories[number] = memory
-            memory = self.memories[number]
-            self._check_memory(number, order.after)
-            before, after = memory.snapshot(), self.done.get(number)
-
-            def undo() -> None:
-                before()
-                self.done[number] = after
-
-            self.undo[order.number] = undo
-            while next(iter(self.undo)) < order.since:
-                self.undo.popitem(last=False)
-            for name, argument in frame.fields["operations"]:
-                self._operate(memory, name, argument)
-        memory.seen[ANCHOR] = order.past
-        for sites in memory.histories.values():
-            for site, states in sites.items():
-                sites[site] = states[:, : order.past]
-        return memory
-
-    def _check_memory(self, cache: int, after: int | None) -> None:
-        """Raises `LinkError` where a memory is not what the anchor's process takes it for.
-
-        A pass may fail here after the anchor's process has got from it all that it needed.
-        """
-        if self.done.get(cache) != after:
-            raise LinkError(
-                f"its memory of this text ends with pass {self.done.get(cache)}, the anchor's with {after}"
-            )
-
-    def _new_cache(self, fields: dict[str, Any]) -> Any:
-        config = self.model.config.get_text_config(decoder=True)
-        if fields["plain"]:
-            return DynamicCache()
-        if fields["capacity"] is None:
-            return DynamicCache(config=config)
-        return StaticCache(config=config, max_cache_len=fields["capacity"])
-
-    def _operate(self, memory: CoupledCache, name: str, argument: Any) -> None:
-        """Does to the cache and to what sources showed what the anchor's process did to its own."""
-        cache = memory.caches[self.name]
-        if name == "renew":
-            memory.renew(self.name, self.model.config)
-        elif name == "crop":
-            cache.crop(argument)
-        elif name in ("select", "reorder"):
-            rows: Any = torch.tensor(argument)
-            (cache.batch_select_indices if name == "select" else cache.reorder_cache)(rows)
-            memory.select_histories(rows)
-        elif name == "repeat":
-            cache.batch_repeat_interleave(argument)
-            if memory.histories:
-                num_rows = len(next(iter(next(iter(memory.histories.values())).values())))
-                memory.select_histories(torch.arange(num_rows).repeat_interleave(argument))
-        elif name == "reset":
-            cache.reset()
-            memory.histories.clear()
-        elif name == "activate_past_recording":
-            cache.activate_past_recording()
-        else:
-            raise LinkError(f"unknown operation {name!r} on a cache")
+        self.graphs.keep(order.number, shown, crossing.last)
+        self.memories.ends_with(frame.fields["cache"], order.number)
 
     def _call(self, order: Order, memory: CoupledCache) -> Call:
         device = placement.input_device(self.model)
@@ -435,20 +282,9 @@ class Node(Rank):
         return Call(arguments, order.call.keep)
 
     def _undo(self, number: int) -> None:
-        """Puts a memory back as it was before a pass."""
-        self.graphs.pop(number, None)
-        if (undo := self.undo.pop(number, None)) is not None:
-            undo()
-
-    # Gradients.
-
-    def _keep_graph(self, number: int, output: Tensor | None, last: Tensor | None) -> None:
-        roots = [(one, one is output) for one in (output, last) if one is not None]
-        roots = [(one, waits) for one, waits in roots if one.requires_grad]
-        if roots:
-            self.graphs[number] = roots
-            while len(self.graphs) > GRAPHS:
-                self.spent.append(self.graphs.popitem(last=False)[0])
+        """Puts everything back as it was before a pass."""
+        self.graphs.drop(number)
+        self.memories.undo(number)
 
     def _backward(self, number: int) -> None:
         """Runs this process's part of a backward: what others owe for the last states comes over the links."""
@@ -456,16 +292,7 @@ class Node(Rank):
             return
         self.running = number
         try:
-            if number in self.spent:
-                raise LinkError(
-                    f"its graph of pass {number} is gone: it keeps those of {GRAPHS} passes, each for one backward"
-                )
-            roots = self.graphs.pop(number, [])
-            if roots:
-                self.spent.append(number)
-                # Every gradient comes over a link and is added where the state was shown, so the roots start at zero.
-                outputs = [one for one, _ in roots]
-                torch.autograd.backward(outputs, [torch.zeros_like(one) for one in outputs])
+            self.graphs.backward(number)
             self.send(ANCHOR, self.weights.gradients(number))
         except (Aborted, AnchorGone):
             raise
@@ -535,11 +362,6 @@ class Node(Rank):
     def run(self, make: Any, memory: CoupledCache) -> Any:
         """Only the anchor's process runs passes."""
         raise RCError("a specialist's process runs its part of a pass when the anchor says so")
-
-
-def _refusal(name: str, reply: Frame) -> LinkError:
-    kind = NotYet if reply.fields.get("again") else LinkError
-    return kind(f"the anchor's process refuses {name!r}: {reply.fields.get('reason')}")
 
 
 class _PeerLost(Exception):
