@@ -51,7 +51,7 @@ class Recording(Exchange):
         shown = self._show(site, states)
         self.found[f"{ANCHOR}.{site}" if site else ANCHOR] = states[ANCHOR]
         for edge in self.edges:
-            read = self._source(edge, states, shown, states[ANCHOR])
+            read = self._source(edge, site, states, shown, states[ANCHOR])
             self.found[f"{edge.source}.{site}"] = read
         return states
 

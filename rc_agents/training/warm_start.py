@@ -69,7 +69,7 @@ class _RecordingExchange(Exchange):
         shown = self._show(site, states)
         for edge in self.edges:
             if edge.target in states:
-                read = self._source(edge, states, shown, states[edge.target])
+                read = self._source(edge, site, states, shown, states[edge.target])
                 self.fits.add(edge, site, read, states[edge.target])
         return states
 
