@@ -41,7 +41,9 @@ def named(ensemble: CoupledForCausalLM, sources: Any, arguments: dict[str, Any])
     found = dict(sources or {})
     for name in found:
         if name not in encoders:
-            raise InputError(f"sources names {name!r}, which is no encoder; {nearest(str(name), encoders)}")
+            raise InputError(
+                f"sources names {name!r}, which is no encoder; {nearest(str(name), encoders)}"
+            )
     for argument in {ensemble.models[name].main_input_name for name in encoders} & arguments.keys():
         meant = [name for name in encoders if ensemble.models[name].main_input_name == argument]
         if len(meant) > 1 or meant[0] in found:
@@ -113,7 +115,9 @@ def _check_rows(name: str, count: int, rows: int, ensemble: CoupledForCausalLM) 
     """One entry a row; inside `generate` rows are repeated for beams and several answers."""
     repeats = context.current(ensemble) is not None and count and not rows % count
     if count != rows and not repeats:
-        raise InputError(f"sources[{name!r}] has {count} rows for a batch of {rows}; give one a row")
+        raise InputError(
+            f"sources[{name!r}] has {count} rows for a batch of {rows}; give one a row"
+        )
 
 
 def _same(one: Any, other: Any) -> bool:

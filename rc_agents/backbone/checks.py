@@ -41,7 +41,9 @@ def check(name: str, model: PreTrainedModel) -> None:
     if not encodes:
         cache_argument(model)
     check_finite(name, model)
-    passed = _trial(name, model, placed(shortest_inputs(model), model) if encodes else _three_tokens(model))
+    passed = _trial(
+        name, model, placed(shortest_inputs(model), model) if encodes else _three_tokens(model)
+    )
     if [block for block, _ in passed] != list(range(1, len(blocks) + 1)):
         shown = ", ".join(str(block) for block, _ in passed[: len(blocks) + 1]) or "none"
         raise _unsupported(

@@ -47,9 +47,7 @@ def _pixels(config: Any) -> tuple[int, ...]:
 
 def _samples(config: Any, frames: int = 3) -> tuple[int, ...]:
     """Samples of so many frames, back through the convolutions that make them."""
-    for kernel, stride in reversed(
-        list(zip(config.conv_kernel, config.conv_stride, strict=True))
-    ):
+    for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
         frames = (frames - 1) * stride + kernel
     return (frames,)
 
@@ -185,7 +183,9 @@ def shortest_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     return {model.main_input_name: torch.zeros(1, *shape)}
 
 
-def checked(model: PreTrainedModel, inputs: Any, where: str, accepted: Sequence[str] = ()) -> Inputs:
+def checked(
+    model: PreTrainedModel, inputs: Any, where: str, accepted: Sequence[str] = ()
+) -> Inputs:
     """Raises `InputError` unless these are inputs that an encoder can read; returns them.
 
     Args:
@@ -197,23 +197,31 @@ def checked(model: PreTrainedModel, inputs: Any, where: str, accepted: Sequence[
     main = model.main_input_name
     if not isinstance(inputs, Mapping) or main not in inputs:
         keys = f"the keys {sorted(map(str, inputs))}" if isinstance(inputs, Mapping) else inputs
-        raise InputError(f"{where} needs {main!r}, as its image or feature processor returns it; got {keys!s:.80}")
+        raise InputError(
+            f"{where} needs {main!r}, as its image or feature processor returns it; got {keys!s:.80}"
+        )
     for name in inputs:
         if accepted and name not in accepted:
-            raise InputError(f"{where} has {name!r}, which a {model.config.model_type!r} does not take")
+            raise InputError(
+                f"{where} has {name!r}, which a {model.config.model_type!r} does not take"
+            )
     value, expected = inputs[main], ENCODERS[model.config.model_type].shape(model.config)
     if inputs.get("interpolate_pos_encoding"):
         expected = (expected[0], *(None for _ in expected[1:]))
     _check_tensor(value, expected, f"{where}[{main!r}]")
     for name, other in inputs.items():
         if isinstance(other, Tensor) and len(other) != len(value):
-            raise InputError(f"{where}[{name!r}] has {len(other)} rows and {main!r} has {len(value)}")
+            raise InputError(
+                f"{where}[{name!r}] has {len(other)} rows and {main!r} has {len(value)}"
+            )
     return inputs
 
 
 def _check_tensor(value: Any, expected: tuple[int | None, ...], where: str) -> None:
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    fits = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == len(expected) + 1
+    fits = (
+        isinstance(value, Tensor) and value.is_floating_point() and value.dim() == len(expected) + 1
+    )
     if fits:
         sizes = zip(value.shape[1:], expected, strict=True)
         fits = all(want in (None, size) for size, want in sizes)

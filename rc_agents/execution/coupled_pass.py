@@ -200,9 +200,7 @@ class CoupledPass:
         for name in [name for name in self.unseen if name in heard]:
             self.memory.busy = self.use_cache
             try:
-                found = sources.encode(
-                    self.ensemble, name, self.unseen[name], len(self.input_ids)
-                )
+                found = sources.encode(self.ensemble, name, self.unseen[name], len(self.input_ids))
             except Exception as error:
                 fail(name, error)
             self.memory.encoded[name] = found

@@ -26,6 +26,8 @@ class TrainConfig:
         steps: optimizer steps.
         learning_rate: peak for the bridges' maps.
         gate_learning_rate: peak for the gates.
+        pool_learning_rate: peak for what reads an encoder's positions (`bridges.QueryPool`); that of the maps where
+            left out.
         mix_learning_rate: peak for routers and the output mix; that of the gates where left out.
         base_learning_rate: peak for the base models, which train with `train_bases=True` alone.
         schedule: after the warm-up: cosine or linear to zero, or constant.
@@ -62,6 +64,7 @@ class TrainConfig:
     steps: int = 200
     learning_rate: float = 1e-3
     gate_learning_rate: float = 1e-2
+    pool_learning_rate: float | None = None
     mix_learning_rate: float | None = None
     base_learning_rate: float = 1e-5
     schedule: str = "cosine"
@@ -153,7 +156,13 @@ _COUNTS = {
     "log_steps": 0,
     "seed": 0,
 }
-_RATES = ("learning_rate", "gate_learning_rate", "mix_learning_rate", "base_learning_rate")
+_RATES = (
+    "learning_rate",
+    "gate_learning_rate",
+    "pool_learning_rate",
+    "mix_learning_rate",
+    "base_learning_rate",
+)
 _WEIGHTS = (
     "warmup",
     "weight_decay",
@@ -164,7 +173,7 @@ _WEIGHTS = (
     "retain_weight",
     "validation_share",
 )
-_OPTIONAL = ("mix_learning_rate", "retain_positions", "patience")
+_OPTIONAL = ("pool_learning_rate", "mix_learning_rate", "retain_positions", "patience")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,11 @@ def check_constant(model: CoupledForCausalLM) -> None:
             "states can be kept only where every edge leads into the anchor (topology='unilateral'); "
             f"this ensemble has {shown}: train without states="
         )
+    if model.config.encoder_names:
+        raise TrainingError(
+            f"states are kept by text, and {model.config.encoder_names[0]!r} is an encoder, which reads none: train "
+            "without states="
+        )
     if cut := selection.cut_names(model):
         raise TrainingError(
             f"states are kept for the whole ensemble, and {', '.join(sorted(cut))} is disabled here; leave the block"
