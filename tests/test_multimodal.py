@@ -178,7 +178,7 @@ def test_a_cache_that_is_cut_back_keeps_the_picture():
 def test_a_text_goes_on_with_what_it_has_seen_and_nothing_else():
     model, ids = seeing(), prompts(2, 9)
     cache = model(ids[:, :6], sources=sources(), use_cache=True).past_key_values
-    with pytest.raises(InputError, match="holds what 'eye' saw before.*start from an empty cache"):
+    with pytest.raises(InputError, match=r"holds what 'eye' saw before.*start from an empty cache"):
         model(ids[:, 6:], past_key_values=cache, sources=sources(seed=1))
     cache.reset()
     model(ids[:, :6], past_key_values=cache, sources=sources(seed=1))
@@ -382,7 +382,7 @@ def test_a_classifiers_checkpoint_gives_its_encoder_and_a_cut_one_is_refused(tmp
     model = rc_agents.couple(tiny("llama"), {"eye": tmp_path / "eye"}, topology="unilateral")
     assert model.models["eye"].pooler is None
     assert model.base_fingerprint("eye") == backbone.weights_hash(classifier.vit)
-    with pytest.raises(ModelError, match="'eye' is a ViTForImageClassification; .* its base_model"):
+    with pytest.raises(ModelError, match=r"'eye' is a ViTForImageClassification; .* its base_model"):
         rc_agents.couple(tiny("llama"), {"eye": classifier}, topology="unilateral")
     config.num_hidden_layers = 4
     config.save_pretrained(tmp_path / "eye")
@@ -429,14 +429,16 @@ def test_a_plan_counts_the_encoder():
 # Training.
 
 
+WORDS = (" the", " and")
+
+
 def lessons(count=8, seed=0):
     """Pictures and the word that each is called by; the text is always the same."""
     found = []
     for number in range(count):
         picture = shown("vit", 1, seed + number)["pixel_values"] * 0.1 + (number % 2) * 2 - 1
-        word = (" the letter", " a garden")[number % 2]
-        given = {"eye": {"pixel_values": picture}}
-        found.append(data.Pair("it is", word, origin=f"{seed}-{number}", sources=given))
+        about = {"origin": f"{seed}-{number}", "sources": {"eye": {"pixel_values": picture}}}
+        found.append(data.Pair("it is", WORDS[number % 2], ends=False, **about))
     return found
 
 
@@ -454,7 +456,7 @@ def taught():
         tokenizers={"anchor": tokenizer},
     )
     config = TrainConfig(
-        steps=60, batch_size=8, learning_rate=5e-2, gate_learning_rate=5e-2, eval_steps=30
+        steps=40, batch_size=8, learning_rate=1e-2, gate_learning_rate=1e-2, eval_steps=20
     )
     return model, config
 
@@ -464,19 +466,13 @@ def test_training_teaches_what_pictures_show_and_changes_no_base(taught):
     before = [p.clone() for _, p in model.trainable_parameters()]
     with unchanged_bases(model):
         result = train(model, lessons(), config=config, validation=lessons(4, 100), progress=False)
-    assert result.evaluations[-1]["eval_loss"] < 0.5 * result.history[0]["loss"]
-    changed = [
-        not torch.equal(a, b)
-        for a, (_, b) in zip(before, model.trainable_parameters(), strict=True)
-    ]
-    assert all(changed)  # the pools too
+    assert result.evaluations[-1]["eval_loss"] < 0.6 * result.history[0]["loss"]
+    pairs = zip(before, model.trainable_parameters(), strict=True)
+    assert not any(torch.equal(one, now) for one, (_, now) in pairs)  # the pools move too
     ids = model.tokenizer("it is", return_tensors="pt").input_ids
-    for number, word in enumerate(("the letter", "a garden")):
-        given = lessons(2, 200)[number].sources
-        found = model.generate(
-            ids, sources=given, max_new_tokens=12, do_sample=False, pad_token_id=0
-        )
-        assert word in model.tokenizer.decode(found[0])
+    for number, unseen in enumerate(lessons(6, 200)):
+        found = model.generate(ids, sources=unseen.sources, max_new_tokens=1, **GREEDY)
+        assert model.tokenizer.decode(found[0, -1:]) == WORDS[number % 2]
 
 
 def test_pools_have_a_rate_of_their_own(taught):
@@ -492,7 +488,7 @@ def test_pools_have_a_rate_of_their_own(taught):
     assert found["pools"]["weight_decay"] == 0.0
 
 
-def test_a_run_is_told_from_one_with_other_pictures(taught, tmp_path):
+def test_a_run_is_told_from_one_with_other_pictures(taught):
     from rc_agents.training.items import read_sets
 
     model, config = taught
@@ -503,8 +499,8 @@ def test_a_run_is_told_from_one_with_other_pictures(taught, tmp_path):
     assert one != other
 
 
-def test_what_is_learnt_from_text_alone_refuses_encoders(taught, tmp_path):
-    model, config = taught
+def test_what_is_learnt_from_text_alone_refuses_encoders(taught):
+    model, _ = taught
     with pytest.raises(TrainingError, match="'eye' is an encoder, which reads none: train its"):
         gather(model, ["some text"])
     with pytest.raises(TrainingError, match="'eye' is an encoder"):

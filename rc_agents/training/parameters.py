@@ -92,7 +92,7 @@ def forget_sources(model: CoupledForCausalLM) -> None:
 
 
 def groups(parameters: dict[str, nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
-    """Returns an optimizer's groups, each of one rate: maps, pools, gates, mix and routers, bases; empty ones left out."""
+    """Returns an optimizer's groups, each of one rate, without empty ones: maps, pools, gates, mix, bases."""
     by_kind: dict[str, list[nn.Parameter]] = {
         "maps": [],
         "pools": [],

@@ -21,7 +21,9 @@ from rc_agents.training.labelled import only_at, predicting
 Batch = Mapping[str, Any]
 """`input_ids`, `attention_mask`, `labels` (B, T), -100 where nothing is scored; the logits at t - 1 predict label t.
 
-`sources`, where encoders are shown something, has for each a list with the inputs of every row. `rows` (B,) are the examples' indices in their data set, and `dataset` is its name: `data`, `retain` or `validation`.
+`sources`, where encoders are shown something, has for each a list with the inputs of every row.
+
+`rows` (B,) are the examples' indices in their data set, and `dataset` is its name: `data`, `retain` or `validation`.
 """
 
 

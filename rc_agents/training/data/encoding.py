@@ -17,7 +17,7 @@ Long = Literal["refuse", "drop", "truncate"]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a record and where its loss counts: from token `answer_start` on; what encoders are shown with it."""
+    """Token ids of a record, from which token its loss counts (`answer_start`), and what encoders are shown."""
 
     ids: tuple[int, ...]
     answer_start: int
