@@ -36,10 +36,9 @@ from rc_agents.training.data import Pair
 
 ANCHOR = "package:smollm2-135m"
 PROMPT = "What does the picture show? Answer:"
-SITES = [{"anchor": block, "eye": 3} for block in (18, 23, 28)]
+SITES = [{"anchor": block, "eye": 3} for block in (20, 24, 28)]
 METHODS = ("coupled", "anchor", "probe", "shuffled")
 OUTPUT = Path("benchmarks/results/multimodal")
-DTYPE = "bfloat16"
 ROWS = 40  # pictures a pass
 CONFIG = TrainConfig(
     steps=240,
@@ -55,7 +54,12 @@ def couple(eye: ViTModel, anchor: Any = ANCHOR, sites: Any = SITES) -> rc_agents
     """Couples the eye to the anchor; new bridges say nothing."""
     bridge = rc_agents.BridgeConfig(gate_init=0.0)
     return rc_agents.couple(
-        anchor, {"eye": eye}, topology="unilateral", bridge=bridge, sites=sites, dtype=DTYPE
+        anchor,
+        {"eye": eye},
+        topology="unilateral",
+        bridge=bridge,
+        sites=sites,
+        dtype="float32",
     )
 
 
@@ -115,9 +119,7 @@ def log_probabilities(
     return total.reshape(len(prompt), *(len(level) for level in levels))
 
 
-def answers(
-    model: Any, pictures: Pictures, shown: Tensor | None
-) -> tuple[list[bool], list[bool]]:
+def answers(model: Any, pictures: Pictures, shown: Tensor | None) -> tuple[list[bool], list[bool]]:
     """Returns for each picture whether the choice and the greedy answer are right.
 
     Args:
@@ -134,7 +136,11 @@ def answers(
         scores = log_probabilities(model, ids, levels, sources).flatten(1)
         chosen.append(scores.argmax(1))
         output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), sources=sources, max_new_tokens=5, do_sample=False
+            ids,
+            attention_mask=torch.ones_like(ids),
+            sources=sources,
+            max_new_tokens=5,
+            do_sample=False,
         )
         texts = model.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
         written += [text.strip() for text in texts]
@@ -180,6 +186,7 @@ def run(
         pairs(parts.train, "train"),
         config=settings,
         validation=pairs(parts.validation, "validation"),
+        states=states,
     )
     assert model.base_fingerprint() == before
     spent["bridges"] = round(time.perf_counter() - begun, 1)

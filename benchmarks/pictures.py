@@ -1,7 +1,8 @@
 """Pictures of one coloured shape each, drawn in code, and their captions: what a coupled encoder is tried on.
 
 Place, size, brightness, background and noise vary, so no two are alike. Some combinations of colour and shape are never
-shown to the bridges in training: whoever answers them has put together what it learnt apart. Shapes: N pictures of 3 x SIZE x SIZE.
+shown to the bridges in training: whoever answers them has put together what it learnt apart. N pictures are
+(N, 3, SIZE, SIZE).
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class Counts:
 class Splits:
     """The parts of one seed.
 
-    `eye` trains the encoder on every combination. Bridges and probe train on `train`; `unseen` has the combinations that
-    neither `train` nor `validation` nor `test` shows.
+    `eye` trains the encoder on every combination. Bridges and probe train on `train`; `unseen` has the combinations
+    that neither `train` nor `validation` nor `test` shows.
     """
 
     eye: Pictures

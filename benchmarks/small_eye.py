@@ -36,7 +36,9 @@ def trained_eye(pictures: Pictures, seed: int, *, epochs: int = 7, rate: float =
     parameters = [*eye.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     steps = epochs * (len(pictures) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps, pct_start=0.1
+    )
     eye.train()
     for step in range(steps):
         if step % (len(pictures) // BATCH) == 0:
@@ -80,7 +82,9 @@ class Probe:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         x_ND = (states_ND - self.mean) / self.scale
-        optimizer = torch.optim.LBFGS(self.heads.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(
+            self.heads.parameters(), max_iter=200, line_search_fn="strong_wolfe"
+        )
 
         def loss() -> Tensor:
             optimizer.zero_grad()

@@ -14,7 +14,7 @@ from .. import backbone, context, placement, selection, sources
 from ..cache import CoupledCache
 from ..topology import ANCHOR, Edge
 from . import inputs
-from .exchange import EXCHANGE, RoutedExchange, keep
+from .exchange import EXCHANGE, Exchange, RoutedExchange, keep
 from .protocol import NO_LOGITS, Call, Meet, Schedule, Stream, fail
 from .span import SpanPlan, plan
 from .texts import Chats
@@ -275,7 +275,7 @@ class CoupledPass:
         """Returns what the models exchange; with `into`, by the edges into that model alone."""
         if len(self.ensemble.routers):
             return RoutedExchange(self.ensemble.routers, self.mixed, self.choice.present())
-        if not self.edges:
+        if not self.edges and EXCHANGE.get() is Exchange:  # and nobody records either
             return keep
         edges = [edge for edge in self.edges if into in (None, edge.target)]
         return EXCHANGE.get()(

@@ -2,7 +2,8 @@
 
 In a unilateral topology the specialists hear nobody, and the anchor hears nothing before the first site: their states
 are those of the frozen models in every step. A store keeps, for each example, the anchor's states behind each site's
-block while nobody speaks, and what each bridge reads there, already at the anchor's positions.
+block while nobody speaks, and what each bridge reads there, already at the anchor's positions. What bridges read of
+encoders changes with their pools, and is not kept.
 
 Files: `<key>/chunk-<hash>.safetensors`, named by the hash of its bytes and put in place by one rename. The key is the
 hash of the frozen models, their tokenizers and sites; a chunk says in its header which examples it holds, so other
@@ -89,11 +90,6 @@ def check_constant(model: CoupledForCausalLM) -> None:
         raise TrainingError(
             "states can be kept only where every edge leads into the anchor (topology='unilateral'); "
             f"this ensemble has {shown}: train without states="
-        )
-    if model.config.encoder_names:
-        raise TrainingError(
-            f"states are kept by text, and {model.config.encoder_names[0]!r} is an encoder, which reads none: train "
-            "without states="
         )
     if cut := selection.cut_names(model):
         raise TrainingError(
