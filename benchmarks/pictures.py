@@ -99,8 +99,8 @@ class Counts:
     eye: int = 150
     train: int = 40
     validation: int = 4
-    test: int = 12
-    unseen: int = 30
+    test: int = 8
+    unseen: int = 20
 
 
 @dataclass(frozen=True)
