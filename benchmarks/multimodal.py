@@ -171,11 +171,15 @@ def run(
     anchor: Any = ANCHOR,
 ) -> None:
     """Trains an eye and bridges for it, asks all methods, and writes one file each."""
-    parts = splits(seed, counts)
+    made, parts = provenance(seed), splits(seed, counts)
     begun = time.perf_counter()
     eye = trained_eye(parts.eye, seed)
     spent = {"eye": round(time.perf_counter() - begun, 1)}
-    about = {"counts": {name: len(one) for name, one in vars(parts).items()}, "seconds": spent}
+    about: dict[str, Any] = {
+        "counts": {name: len(one) for name, one in vars(parts).items()},
+        "seconds": spent,
+    }
+    about["provenance"] = made
     probe = Probe(eye, parts.train)
     write(output, "probe", seed, about, parts, lambda part: [_both(probe, part)] * 2)
     torch.manual_seed(seed)
@@ -229,7 +233,7 @@ def write(
             scores[f"{name}/{measure}"] = Score(values=[float(one) for one in values]).to_dict()
     record = {"benchmark": "multimodal", "method": method, "seed": seed, **about, "scores": scores}
     record["asking_seconds"] = round(time.perf_counter() - begun, 1)
-    files.write(output / f"{method}-{seed}.json", record | {"provenance": provenance(seed)})
+    files.write(output / f"{method}-{seed}.json", record)
     print(method, seed, {key: share(one) for key, one in scores.items()}, flush=True)
 
 

@@ -7,7 +7,7 @@ their own. Shapes: B rows, S positions of the encoder, D width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,10 @@ def check_whole(name: str, model: PreTrainedModel) -> None:
         raise ModelError(
             f"model {name!r} is a whole {kind}; pass the encoder in it, its vision_model"
         )
-    if is_encoder(model.config) and not isinstance(model, MODEL_MAPPING[type(model.config)]):
+    if not is_encoder(model.config):
+        return
+    bare: Any = MODEL_MAPPING[type(model.config)]
+    if not isinstance(model, bare):
         raise ModelError(f"model {name!r} is a {kind}; pass the encoder in it, its base_model")
 
 
@@ -184,7 +187,7 @@ def shortest_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def checked(
-    model: PreTrainedModel, inputs: Any, where: str, accepted: Sequence[str] = ()
+    model: PreTrainedModel, inputs: Any, where: str, accepted: Collection[str] = ()
 ) -> Inputs:
     """Raises `InputError` unless these are inputs that an encoder can read; returns them.
 
