@@ -18,6 +18,7 @@ from tests.ensembles import GREEDY, frozen_logits, own_state, padded, prompts, u
 from tests.eyes import CONFIGS, PICTURES, SIZE, shown, tiny_encoder
 from tests.tiny import saved, tiny
 from tests.tiny_tokenizers import tiny_tokenizer
+from tests.virtual_device import virtual_devices
 
 pytestmark = pytest.mark.tiny
 
@@ -416,6 +417,24 @@ def test_half_precision_and_inference_mode():
         found = model(prompts(), sources=sources()).logits
     assert found.dtype == torch.bfloat16
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["vit", "wav2vec2"])
+def test_an_encoder_on_a_device_of_its_own(kind):
+    one, ids = seeing(kind), prompts()
+    each = {"eye": [None, {key: value[1:] for key, value in shown(kind).items()}]}
+    with virtual_devices(2) as devices:
+        settings = {"topology": "unilateral", "sites": 2}
+        parts = {"eye": tiny_encoder(kind)}
+        places = dict(zip(("anchor", "eye"), devices, strict=True))
+        model = rc_agents.couple(tiny("llama"), parts, device_map=places, **settings)
+        wake(model)
+        there = ids.to(devices[0])
+        for given in (sources(kind), each):
+            close(model(there, sources=given).logits.cpu(), one(ids, sources=given).logits)
+        new = model.generate(there, sources=sources(kind), max_new_tokens=3, **GREEDY)
+        settings = {**GREEDY, "max_new_tokens": 3}
+        assert torch.equal(new.cpu(), one.generate(ids, sources=sources(kind), **settings))
 
 
 def test_a_plan_counts_the_encoder():
