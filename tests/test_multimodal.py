@@ -16,6 +16,7 @@ from rc_agents.training.parameters import groups
 from rc_agents.training.warm_start import gather, set_start
 from tests.ensembles import GREEDY, frozen_logits, own_state, padded, prompts, unchanged_bases, wake
 from tests.eyes import CONFIGS, PICTURES, SIZE, shown, tiny_encoder
+from tests.spans import ids_of, span_ensemble
 from tests.tiny import saved, tiny
 from tests.tiny_tokenizers import tiny_tokenizer
 from tests.virtual_device import virtual_devices
@@ -128,6 +129,21 @@ def test_beside_models_that_read_the_text(schedule):
     assert (steered["medical"] - own["medical"]).abs().max() > 1e-3
     with model.disabled("medical"):
         assert not torch.equal(model(ids, sources=sources()).logits, alone)
+
+
+def test_a_specialist_with_its_own_tokenizer_sees_the_picture_at_its_own_tokens():
+    model = span_ensemble(("llama", "prose"), ("gpt2", "code"), topology="unilateral")
+    edges = [("eye", "medical")]  # the anchor hears of it through the specialist alone
+    model.add_specialist("eye", tiny_encoder("vit").double(), edges=edges)
+    model.bridges.double()
+    wake(model)
+    ids = ids_of(model, "the people of the town")
+    given = {"eye": shown("vit", 1)}
+    whole = model(ids, sources=given).logits
+    assert (whole - model(ids).logits).abs().max() > 1e-3
+    begun = model(ids[:, :4], sources=given, use_cache=True)
+    step = model(ids[:, 4:], past_key_values=begun.past_key_values)
+    close(torch.cat([begun.logits, step.logits], 1), whole)
 
 
 def test_two_encoders_at_once():
