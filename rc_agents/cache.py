@@ -13,6 +13,7 @@ from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from .alignment import SpanText
+from .backbone import Encoded
 from .errors import InputError
 from .topology import ANCHOR
 
@@ -28,6 +29,7 @@ class CoupledCache(Cache):
         histories: source name -> site -> what it showed there at each of the anchor's columns, (B, length, width);
             kept only where a model with another tokenizer reads or is read.
         texts: for each model with its own tokenizer, its running tokenization.
+        encoded: for each encoder that was shown something, what it made of it.
         seen: for each model, how many of the anchor's columns it has taken in.
         asleep: for each specialist that sleeps, in which rows, (B,); see `rc_agents.sparse`.
         traces: for each specialist that may sleep, what it showed last at each site, (B, 1, width).
@@ -43,6 +45,7 @@ class CoupledCache(Cache):
         self.ids: Tensor | None = None
         self.histories: dict[str, dict[int, Tensor]] = {}
         self.texts: dict[str, SpanText] = {}
+        self.encoded: dict[str, Encoded] = {}
         self.seen: dict[str, int] = dict.fromkeys(self.caches, 0)
         self.asleep: dict[str, Tensor] = {}
         self.traces: dict[str, dict[int, Tensor]] = {}
@@ -162,13 +165,14 @@ class CoupledCache(Cache):
         ids, busy = self.ids, self.busy
         histories = {source: dict(sites) for source, sites in self.histories.items()}
         texts = {name: text.copy() for name, text in self.texts.items()}
+        encoded = dict(self.encoded)
 
         def restore() -> None:
             for put_back in restores:
                 put_back()
             self.caches, self.seen = caches, seen
             self.ids, self.busy = ids, busy
-            self.histories, self.texts = histories, texts
+            self.histories, self.texts, self.encoded = histories, texts, encoded
 
         return restore
 
@@ -236,6 +240,7 @@ class CoupledCache(Cache):
         self.ids = None
         self.histories.clear()
         self.texts.clear()
+        self.encoded.clear()
         self.seen = dict.fromkeys(self.caches, 0)
         self.asleep.clear()
         self.lost.clear()  # the next text begins anew
@@ -262,7 +267,8 @@ class CoupledCache(Cache):
             self._select(torch.arange(self.ids.shape[0]).repeat_interleave(repeats))
 
     def select_histories(self, rows: Tensor) -> None:
-        """Reorders, keeps or repeats the rows of what sources showed."""
+        """Reorders, keeps or repeats the rows of what sources showed, encoders included."""
+        self.encoded = {name: one.select(rows) for name, one in self.encoded.items()}
         for sites in self.histories.values():
             for site, states in sites.items():
                 sites[site] = states[rows.to(states.device)]

@@ -22,6 +22,9 @@ Start = Literal["zero", "ridge", "identity", "default"]
 Update = Literal["add", "blend"]
 Reads = Literal["state", "prediction"]
 
+POOL = "pool"
+"""How the positions of an encoder meet the anchor's tokens: each of these reads out of all of them."""
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "kind": ("linear", "low_rank", "bottleneck", "random", "moe"),
     "gate": ("fixed", "scalar", "token"),
@@ -234,7 +237,8 @@ class CouplingConfig(PreTrainedConfig):
         bridge: fields of `BridgeConfig`.
         edge_bridges: the same for edges whose bridges have another form, `{"source__target": fields}`.
         site_layers: for each site the 1-based block of every model, in the order of `names`.
-        alignment: for each name how its tokens meet the anchor's: shared, span or clamp.
+        alignment: for each name how its tokens meet the anchor's: shared, span or clamp; pool for an encoder, which
+            reads no tokens.
         mix: anchor, average, learned or sigmoid (two models, m A + (1 - m) B).
         schedule: lockstep or threads.
         history: models present when each edge's bridges were made, `{"source__target": [names]}`.
@@ -301,6 +305,11 @@ class CouplingConfig(PreTrainedConfig):
     def span_names(self) -> list[str]:
         """The specialists that read the text in tokens of their own."""
         return [name for name, how in (self.alignment or {}).items() if how == "span"]
+
+    @property
+    def encoder_names(self) -> list[str]:
+        """The specialists that are encoders: sources with inputs of their own, which read no text."""
+        return [name for name, how in (self.alignment or {}).items() if how == POOL]
 
     def get_text_config(
         self, decoder: bool | None = None, encoder: bool | None = None

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
-from . import context, selection, sparse
+from . import context, selection, sources, sparse
 from .cache import CoupledCache
 from .errors import InputError
 from .sampling import SeededSampling, row_seeds
@@ -92,7 +92,8 @@ class CoupledGeneration(GenerationMixin):
             specialists: names that take part, or one list of names a row; None for all.
             strength: factor on every bridge's update: a number, a dict by specialist, or one a row.
             seed: makes this call's samples its own, also beside other calls: row r draws from seed + r.
-            kwargs: as for any model; `chats` is what `chat_inputs` returned under this name.
+            kwargs: as for any model; `chats` is what `chat_inputs` returned under this name, `sources` (or
+                `pixel_values` and the like) what encoders are shown, as for `forward`.
 
         Raises:
             InputError: an empty prompt, unknown names, or what an ensemble cannot do.
@@ -100,6 +101,10 @@ class CoupledGeneration(GenerationMixin):
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         self._refuse(ids, kwargs)
         assert isinstance(ids, Tensor)
+        shown = sources.named(self, kwargs.pop("sources", None), kwargs)
+        if shown:
+            sources.checked(self, shown, {}, ids.shape[0])
+            kwargs["sources"] = shown
         choice = selection.choose(self.edges, self.names, ids.shape[0], specialists, strength)
         if choice.presence is not None:
             kwargs["edge_strength"], kwargs["presence"] = choice.strength, choice.presence
@@ -184,7 +189,7 @@ class CoupledGeneration(GenerationMixin):
         )
         cache = model_kwargs.get("past_key_values")
         if isinstance(cache, Cache):
-            configs = {name: model.config for name, model in self.models.items()}
+            configs = {name: model.config for name, model in self.readers.items()}
             growing = self.config.span_names
             wrapped = CoupledCache.wrap(
                 cache, configs, growing, max_cache_length, self.remote_names
@@ -220,7 +225,7 @@ class CoupledGeneration(GenerationMixin):
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
         """Keeps from an assistant what is made for this ensemble, or what a single model does not understand."""
-        ours = ["chats"]
+        ours = ["chats", "sources"]
         if not isinstance(kwargs.get("assistant_model"), CoupledGeneration):
             ours += ["edge_strength", "presence"]
         given = kwargs.get("model_kwargs") or {}

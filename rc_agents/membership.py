@@ -17,6 +17,7 @@ from .assembly import (
     Member,
     Reference,
     alignment_of,
+    check_edges,
     check_forms,
     check_mix,
     custom_topology,
@@ -122,7 +123,8 @@ def _described(
     """Checks the model against the ensemble and returns the config of both; its new edges have no history yet."""
     config, name = copy.copy(ensemble.config), member.name
     how = alignment_of(ensemble.members[ANCHOR], member, asked)
-    layers = specialist_layers(config, name, backbone.num_blocks(member.model))
+    depth = backbone.num_blocks(member.model)
+    layers = specialist_layers(config, name, depth, may_stand=member.encodes)
     config.names = [*ensemble.names, name]
     config.models = {**(config.models or {}), name: member.ref.to_dict()}
     config.model_configs = {**(config.model_configs or {}), name: member.model.config}
@@ -133,6 +135,7 @@ def _described(
     ]
     if not isinstance(topology, str):
         config.set_edges(Topology(topology).edges)
+    check_edges(config.edges, config.alignment)
     check_forms(
         config.bridge_config, {}, [edge for edge in config.edges if name in edge], config.alignment
     )

@@ -98,6 +98,7 @@ def execution_device(module: nn.Module) -> torch.device:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Returns the device that a model's token ids go to; the CPU for one that runs in another process."""
-    device = execution_device(model.get_input_embeddings())
+    """Returns the device that a model's inputs go to; the CPU for one that runs in another process."""
+    reads_tokens = model.main_input_name == "input_ids"
+    device = execution_device(model.get_input_embeddings() if reads_tokens else model)
     return torch.device("cpu") if device.type == "meta" else device

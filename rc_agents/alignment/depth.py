@@ -13,7 +13,9 @@ from ..topology import ANCHOR
 Sites = int | Sequence[int] | Sequence[Mapping[str, int]]
 
 
-def site_rows(sites: Sites, depths: Mapping[str, int]) -> list[list[int]]:
+def site_rows(
+    sites: Sites, depths: Mapping[str, int], still: Sequence[str] = ()
+) -> list[list[int]]:
     """Returns, for every site, the 1-based block of each model after which it meets the others.
 
     Args:
@@ -22,13 +24,15 @@ def site_rows(sites: Sites, depths: Mapping[str, int]) -> list[list[int]]:
             ahead of another. A model that a mapping leaves out stands where the anchor's block says. A model may
             stand still from one site to the next, as a source does that others read at its end more than once.
         depths: blocks of every model, the anchor's first.
+        still: models that may stand still at sites that do not name them too, as encoders do.
 
     Raises:
         ConfigError: no site, an unknown model, or blocks that are out of range or do not rise.
     """
     each = list(depths.values())
     if not isinstance(sites, Sequence) or not any(isinstance(one, Mapping) for one in sites):
-        return matching_layers(anchor_sites(cast(Any, sites), each[0]), each[0], each)
+        blocks = anchor_sites(cast(Any, sites), each[0])
+        return matching_layers(blocks, each[0], each, [name in still for name in depths])
     rows = [_named_row(one, depths) for one in sites]
     for column, (name, depth) in enumerate(depths.items()):
         blocks = [row[column] for row in rows]
@@ -98,7 +102,10 @@ def anchor_sites(sites: int | Sequence[int], num_layers: int) -> list[int]:
 
 
 def matching_layers(
-    sites: Sequence[int], num_anchor_layers: int, num_layers: Sequence[int]
+    sites: Sequence[int],
+    num_anchor_layers: int,
+    num_layers: Sequence[int],
+    still: Sequence[bool] = (),
 ) -> list[list[int]]:
     """Returns, for every site kept, the block of each model: max(1, floor(l L_j / L_anchor)).
 
@@ -108,6 +115,7 @@ def matching_layers(
         sites: 1-based anchor blocks, rising.
         num_anchor_layers: L_anchor.
         num_layers: blocks of every model, the anchor's first.
+        still: for each whether it may meet twice on one block; none may where left out.
 
     Returns:
         One list a site: the anchor's block, then each specialist's.
@@ -115,7 +123,10 @@ def matching_layers(
     rows: list[list[int]] = []
     for site in sites:
         row = [site] + [max(1, site * depth // num_anchor_layers) for depth in num_layers[1:]]
-        clash = rows and any(new <= old for new, old in zip(row, rows[-1], strict=True))
+        moves = [not one for one in still] or [True] * len(row)
+        clash = rows and any(
+            new <= old for new, old, must in zip(row, rows[-1], moves, strict=True) if must
+        )
         if clash:
             warnings.warn(
                 f"site {site} dropped: a shallower model would meet twice on one of its blocks",

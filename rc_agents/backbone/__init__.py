@@ -1,7 +1,8 @@
-"""A frozen causal language model: load it, freeze it, find its blocks, tap them."""
+"""A frozen causal language model or encoder: load it, freeze it, find its blocks, tap them."""
 
 from .blocks import accepted_arguments, cache_argument, find_blocks, num_blocks, stream_width
 from .checks import check
+from .encoders import Encoded, checked, encode, encoder_config, encoder_states, is_encoder
 from .identity import fingerprint, held_parts, weights_hash
 from .lens import Lens, StandIn, returns_tuple
 from .loading import first_line, freeze, load, load_tokenizer, locate, share_weights, skeleton
@@ -10,16 +11,22 @@ from .taps import ARRIVE, OWNER, tap
 __all__ = [
     "ARRIVE",
     "OWNER",
+    "Encoded",
     "Lens",
     "StandIn",
     "accepted_arguments",
     "cache_argument",
     "check",
+    "checked",
+    "encode",
+    "encoder_config",
+    "encoder_states",
     "find_blocks",
     "fingerprint",
     "first_line",
     "freeze",
     "held_parts",
+    "is_encoder",
     "load",
     "load_tokenizer",
     "locate",

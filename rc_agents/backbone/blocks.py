@@ -18,6 +18,7 @@ BLOCKS = {
     "blenderbot": "model.decoder.layers",
     "git": "git.encoder.layer",
     "phi4_multimodal": "model.layers",
+    "wav2vec2": "encoder.layers",
 }
 """Where the blocks are, for the types in which the count of layers does not tell."""
 

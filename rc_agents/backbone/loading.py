@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from .. import packaged
 from ..config import ModelRef
 from ..errors import ModelError, RCError
 from ..quantization import loader_config
+from .encoders import encoder_config
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
@@ -88,14 +95,13 @@ def load(
             **kwargs,
         }
         options = {key: value for key, value in options.items() if value is not None}
+        options |= {
+            "dtype": ref.dtype or dtype or "auto",
+            "trust_remote_code": trust_remote_code,
+            "use_safetensors": True,
+        }
         try:
-            base = AutoModelForCausalLM.from_pretrained(
-                locate(ref.base),
-                dtype=ref.dtype or dtype or "auto",
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                **options,
-            )
+            base = _from_pretrained(name, locate(ref.base), options)
         except RCError:
             raise
         except Exception as error:
@@ -105,6 +111,24 @@ def load(
     elif ref.adapter is not None:
         base = share_weights(base)
     return freeze(base if ref.adapter is None else _with_adapter(name, base, ref))
+
+
+def _from_pretrained(name: str, place: str, options: dict[str, Any]) -> PreTrainedModel:
+    where = {key: options[key] for key in ("revision", "subfolder") if key in options}
+    config = encoder_config(place, **where)
+    if config is None:
+        return AutoModelForCausalLM.from_pretrained(place, **options)
+    model, found = AutoModel.from_pretrained(
+        place, config=config, output_loading_info=True, **options
+    )
+    missing = sorted(found["missing_keys"])
+    if missing and all(one.startswith("pooler.") for one in missing):
+        model.pooler, missing = None, []  # a head that the checkpoint lacks, and no state needs
+    if missing:
+        raise ModelError(
+            f"model {name!r}: {place!r} lacks weights of its encoder, such as {missing[0]!r}"
+        )
+    return model
 
 
 def skeleton(config: PreTrainedConfig, dtype: str | torch.dtype | None = None) -> PreTrainedModel:

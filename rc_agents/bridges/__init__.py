@@ -6,6 +6,7 @@ from .gate import FixedGate, Gate, ScalarGate, TokenGate
 from .linear import LinearMap
 from .low_rank import LowRankMap
 from .named import Named
+from .pooling import QueryPool
 from .prediction import Prediction
 from .random import RandomMap
 from .router import Router
@@ -19,6 +20,7 @@ __all__ = [
     "LowRankMap",
     "Named",
     "Prediction",
+    "QueryPool",
     "RandomMap",
     "Router",
     "ScalarGate",

@@ -16,6 +16,7 @@ from .bottleneck import BottleneckMap
 from .gate import GATES
 from .linear import LinearMap
 from .low_rank import LowRankMap
+from .pooling import QueryPool
 from .prediction import Prediction
 from .random import RandomMap
 
@@ -37,9 +38,16 @@ class Bridge(nn.Module):
     """A directed map at one site, from a stream of width `source_width` to one of width `target_width`.
 
     Its weights and its arithmetic are float32 whatever the models' dtype; only the result is cast.
+
+    Args:
+        config: its form.
+        source_width, target_width: of the two streams.
+        pools: whether the source's positions are not the target's, so that a `QueryPool` carries them over.
     """
 
-    def __init__(self, config: BridgeConfig, source_width: int, target_width: int) -> None:
+    def __init__(
+        self, config: BridgeConfig, source_width: int, target_width: int, *, pools: bool = False
+    ) -> None:
         super().__init__()
         self.normalize_source = config.normalize_source
         self.blends = config.update == "blend"
@@ -47,6 +55,7 @@ class Bridge(nn.Module):
         self.read_width = target_width if config.reads == "prediction" else source_width
         self.map = MAPS[config.kind](config, self.read_width, target_width)
         self.gate = GATES[config.gate](config, source_width, target_width)
+        self.pool = QueryPool(source_width, target_width) if pools else None
 
     def forward(
         self, source_BTD: Tensor, target_BTD: Tensor, heard_BTD: Tensor | None = None

@@ -62,6 +62,11 @@ def load(
     config, names = found.config, found.config.names or []
     if local is not None:
         _check_names(names, local={local: ""})
+        if config.encoder_names:
+            raise ConfigError(
+                f"{config.encoder_names[0]!r} is an encoder, whose states do not cross processes; "
+                "run this ensemble in one process"
+            )
     here = [name for name in names if local in (None, name)]
     if schedule is not None:
         check_choice("schedule", schedule)

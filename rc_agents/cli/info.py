@@ -96,7 +96,7 @@ def _model(ensemble: CoupledForCausalLM, name: str) -> dict[str, Any]:
         "type": model.config.model_type,
         "blocks": text.num_hidden_layers,
         "width": text.hidden_size,
-        "vocabulary": text.vocab_size,
+        "vocabulary": getattr(text, "vocab_size", None),  # an encoder has none
         "tokens": (ensemble.config.alignment or {}).get(name, "own"),
         "parameters": sum(one.numel() for one in _distinct(model.parameters())),
         "memory_bytes": _bytes([*model.parameters(), *model.buffers()]),

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, InputError, nearest
-from ..topology import Edge
 from .exchange import EXCHANGE, Exchange
 
 if TYPE_CHECKING:
@@ -21,15 +20,15 @@ Ablation = Literal["zero", "shuffled"]
 
 
 class _Zero(Exchange):
-    def _source(self, edge: Edge, states: Any, shown: Any, target: Tensor) -> Tensor:
-        return torch.zeros_like(super()._source(edge, states, shown, target))
+    def _source(self, *reads: Any) -> Tensor:
+        return torch.zeros_like(super()._source(*reads))
 
 
 class _Shuffled(Exchange):
     part: float
 
-    def _source(self, edge: Edge, states: Any, shown: Any, target: Tensor) -> Tensor:
-        read_BTD = super()._source(edge, states, shown, target)
+    def _source(self, *reads: Any) -> Tensor:
+        read_BTD = super()._source(*reads)
         rows = len(read_BTD)
         if rows < 2:
             raise InputError(

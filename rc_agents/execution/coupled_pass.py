@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import backbone, context, placement, selection
+from .. import backbone, context, placement, selection, sources
 from ..cache import CoupledCache
 from ..topology import ANCHOR, Edge
 from . import inputs
-from .exchange import EXCHANGE, RoutedExchange, keep
+from .exchange import EXCHANGE, Exchange, RoutedExchange, keep
 from .protocol import NO_LOGITS, Call, Meet, Schedule, Stream, fail
 from .span import SpanPlan, plan
 from .texts import Chats
@@ -39,6 +39,7 @@ class CoupledPass:
         output_steered: whether every model's own logits are wanted.
         asked: more outputs wanted of the anchor, by name of the argument.
         chats: how models with their own chat templates read the rows' conversations, (B,), or None.
+        shown: what each encoder is shown, by name.
     """
 
     ensemble: CoupledForCausalLM
@@ -52,6 +53,7 @@ class CoupledPass:
     output_steered: bool = False
     asked: Mapping[str, Any] = field(default_factory=dict)
     chats: Chats | None = None
+    shown: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.past = self.memory.length if self.use_cache else 0
@@ -61,6 +63,8 @@ class CoupledPass:
         if self.position_ids is None:
             self.position_ids = inputs.positions(self.mask, self.input_ids, self.past)
         self.chats = inputs.check_chats(self.chats, len(self.input_ids))
+        rows = len(self.input_ids)
+        self.unseen = sources.checked(self.ensemble, self.shown, self.memory.encoded, rows)
         self.spans = self._lay_spans()
 
     def run(self, schedule: Schedule) -> dict[str, Any]:
@@ -68,6 +72,7 @@ class CoupledPass:
         self.memory.busy = self.use_cache and bool(self.spans.picks)  # its texts have moved on
         self._check_context()
         self._catch_up()
+        self._encode()
         streams = [
             self._stream(name, self._arguments(name, self.input_ids, self.mask, self.position_ids))
             for name in self.running
@@ -100,13 +105,20 @@ class CoupledPass:
         return [
             edge
             for edge in self.ensemble.edges
-            if not self.cut.intersection(edge) and self.choice.uses(edge)
+            if not self.cut.intersection(edge)
+            and self.choice.uses(edge)
+            and edge.source not in self.blind
         ]
 
     @cached_property
+    def blind(self) -> set[str]:
+        """The encoders that nobody has shown anything."""
+        return {*self.ensemble.config.encoder_names} - {*self.unseen, *self.memory.encoded}
+
+    @cached_property
     def running(self) -> list[str]:
-        """The models that run: those whose states can reach an output."""
-        names = self.ensemble.names
+        """The models that run side by side: those that read the text and whose states can reach an output."""
+        names = list(self.ensemble.readers)
         if self.output_steered:
             return [name for name in names if name not in self.memory.lost]
         if self.ensemble.mixer.kind != "anchor" or len(self.ensemble.routers):
@@ -182,6 +194,17 @@ class CoupledPass:
                 fail(name, error)
             self.memory.seen[name] = self.past
 
+    def _encode(self) -> None:
+        """Runs the encoders that are heard and have not seen yet what they are shown."""
+        heard = {edge.source for edge in self.edges}
+        for name in [name for name in self.unseen if name in heard]:
+            self.memory.busy = self.use_cache
+            try:
+                found = sources.encode(self.ensemble, name, self.unseen[name], len(self.input_ids))
+            except Exception as error:
+                fail(name, error)
+            self.memory.encoded[name] = found
+
     def _arguments(
         self, name: str, input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | None
     ) -> dict[str, Any]:
@@ -252,7 +275,7 @@ class CoupledPass:
         """Returns what the models exchange; with `into`, by the edges into that model alone."""
         if len(self.ensemble.routers):
             return RoutedExchange(self.ensemble.routers, self.mixed, self.choice.present())
-        if not self.edges:
+        if not self.edges and EXCHANGE.get() is Exchange:  # and nobody records either
             return keep
         edges = [edge for edge in self.edges if into in (None, edge.target)]
         return EXCHANGE.get()(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backbone import Encoded
 from ..bridges import Router
 from ..cache import CoupledCache
 from ..errors import ModelRunError
@@ -60,7 +61,7 @@ class Exchange:
             if edge.target != name or edge.source not in states | shown:
                 continue
             try:
-                source = self._source(edge, states, shown, target)
+                source = self._source(edge, site, states, shown, target)
                 update = self.bridge(edge, site)(source, target, updated)
             except Exception as error:
                 raise ModelRunError(
@@ -73,10 +74,14 @@ class Exchange:
         return updated
 
     def _show(self, site: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns what each source of or for a model with its own tokenizer shows at all columns so far."""
-        shown: dict[str, Tensor] = {}
+        """Returns what each source of or for a model with its own tokenizer shows at all columns so far.
+
+        An encoder shows all its positions, (B, S, D).
+        """
+        shown = {name: encoded.states[site] for name, encoded in self._encoded.items()}
         own = self.spans.picks
-        for source in {edge.source for edge in self.edges if not own.keys().isdisjoint(edge)}:
+        asked = {edge.source for edge in self.edges if not own.keys().isdisjoint(edge)}
+        for source in asked - shown.keys():
             assert self.memory is not None
             pool = self.memory.shown_before(source, site, states.get(source))
             if pool is not None and source in own:
@@ -86,10 +91,23 @@ class Exchange:
                 shown[source] = self.memory.histories.setdefault(source, {})[site] = pool
         return shown
 
+    @property
+    def _encoded(self) -> Mapping[str, Encoded]:
+        return {} if self.memory is None else self.memory.encoded
+
     def _source(
-        self, edge: Edge, states: dict[str, Tensor], shown: dict[str, Tensor], target: Tensor
+        self,
+        edge: Edge,
+        site: int,
+        states: dict[str, Tensor],
+        shown: dict[str, Tensor],
+        target: Tensor,
     ) -> Tensor:
         """The source's states at the target's positions, (B, T_target, D_source), on the target's device."""
+        if edge.source in self._encoded:
+            mask = self._encoded[edge.source].mask.to(target.device)
+            pool: Any = self.bridge(edge, site).pool
+            return pool(carried(shown[edge.source], target.device), mask, target)
         if edge.target in self.spans.reads:
             return carried(picked(shown[edge.source], self.spans.reads[edge.target]), target.device)
         if edge.source in self.spans.picks:

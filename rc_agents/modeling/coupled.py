@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, GenerationMixin
 
 from .. import backbone, checkpoint, membership, selection
+from .. import sources as _sources
 from .. import sparse as sparing
 from ..alignment import Chat, TokenBytes
 from ..assembly import Reference
@@ -118,6 +119,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
         edge_strength: Tensor | None = None,
         presence: Tensor | None = None,
         chats: Sequence[Chat | None] | None = None,
+        sources: Mapping[str, Any] | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CoupledOutput | tuple[Any, ...]:
@@ -137,11 +139,15 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
             edge_strength, presence: the same as tensors, (B, E) in the order of `edges` and (B, N) in that of `names`,
                 as `generate` passes them on.
             chats: how models with their own chat templates read the rows, as `chat_inputs` returns it.
+            sources: what encoders are shown, such as {"eye": {"pixel_values": ...}}, or for an encoder a list with the
+                inputs of each row, None for a row without any. Where one encoder alone takes it, its main input may
+                come by its own name: `pixel_values=`. With `past_key_values` it may be left out once it was seen.
 
         Raises:
             InputError: inputs that cannot work; ModelRunError: a model or a bridge failed.
         """
         ids = inputs.check_ids(input_ids, inputs_embeds, self.config.vocab_size)
+        shown = _sources.named(self, sources, kwargs)
         inputs.check_known(kwargs, self.forward)
         inputs.check_labels(labels, ids, logits_to_keep, self.config.vocab_size)
         choice = selection.Choice(self.edges, self.names, edge_strength, presence)
@@ -170,6 +176,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
                 output_steered,
                 {key: value for key, value in asked.items() if value is not None},
                 chats,
+                shown,
             )
 
         if self.elsewhere is not None:
@@ -186,7 +193,7 @@ class CoupledForCausalLM(CoupledGeneration, EnsembleParts, GenerationMixin):
     def _memory(self, cache: Cache | None, use_cache: bool) -> CoupledCache:
         if not use_cache:
             return CoupledCache({})
-        configs = {name: model.config for name, model in self.models.items()}
+        configs = {name: model.config for name, model in self.readers.items()}
         return CoupledCache.wrap(
             cache, configs, growing=self.config.span_names, remote=self.remote_names
         )

@@ -103,6 +103,11 @@ class EnsembleParts(PreTrainedModel):
         return {name: member.model for name, member in self.members.items()}
 
     @property
+    def readers(self) -> dict[str, PreTrainedModel]:
+        """The models that read the text, the anchor first: all but encoders."""
+        return {name: member.model for name, member in self.members.items() if not member.encodes}
+
+    @property
     def tokenizers(self) -> dict[str, Any]:
         """Each model's tokenizer by name, None where it has none."""
         return {name: member.tokenizer for name, member in self.members.items()}
@@ -162,7 +167,8 @@ class EnsembleParts(PreTrainedModel):
         blocks, column = backbone.find_blocks(target), self.names.index(edge.target)
         widths = backbone.stream_width(source), backbone.stream_width(target)
         form = self.config.bridge_form(edge)
-        made = [Bridge(form, *widths) for _ in self.sites]
+        pools = self.members[edge.source].encodes
+        made = [Bridge(form, *widths, pools=pools) for _ in self.sites]
         remote = self.members[edge.target].remote
         if form.reads == "prediction" and not remote:
             embeddings: Any = target.get_input_embeddings()

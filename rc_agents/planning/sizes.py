@@ -12,7 +12,13 @@ import torch
 from accelerate.utils.dataclasses import CustomDtype
 from accelerate.utils.modeling import dtype_byte_size
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import DynamicCache
 
 from .. import backbone
@@ -139,9 +145,10 @@ def measure(
 def _config(name: str, ref: ModelRef, remote: bool) -> Any:
     options = {"revision": ref.revision, "subfolder": ref.subfolder}
     options = {key: value for key, value in options.items() if value is not None}
+    place = backbone.locate(str(ref.base))
     try:
-        return AutoConfig.from_pretrained(
-            backbone.locate(str(ref.base)), trust_remote_code=remote, **options
+        return backbone.encoder_config(place, **options) or AutoConfig.from_pretrained(
+            place, trust_remote_code=remote, **options
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
@@ -156,9 +163,8 @@ def _skeleton(name: str, config: PreTrainedConfig, dtype: Any, remote: bool) -> 
     config = copy.deepcopy(config)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=remote
-            ).eval()
+            auto: Any = AutoModel if backbone.is_encoder(config) else AutoModelForCausalLM
+            return auto.from_config(config, dtype=dtype, trust_remote_code=remote).eval()
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(
             f"model {name!r}: its configuration gives no causal language model: {backbone.first_line(error)}"

@@ -117,7 +117,15 @@ class Sizing:
             )
         self.edges = () if ensemble.bridge.kind == "moe" else resolve(ensemble.topology, names)
         depths = {name: len(size.blocks) for name, size in self.sizes.items()}
-        self.site_rows = ensemble.rows or site_rows(ensemble.sites, depths)
+        self.site_rows = ensemble.rows or site_rows(
+            ensemble.sites,
+            depths,
+            still=[
+                name
+                for name, size in self.sizes.items()
+                if backbone.is_encoder(size.skeleton.config)
+            ],
+        )
         self.bridge_bytes = dict.fromkeys(names, 0)
         self._count_bridges(ensemble.bridge)
 
@@ -139,7 +147,8 @@ class Sizing:
                 made: Any = Router(list(widths), widths[ANCHOR])
                 self.bridge_bytes[ANCHOR] = _bytes(made) * len(self.site_rows)
             for edge in self.edges:
-                made = Bridge(form, widths[edge.source], widths[edge.target])
+                pools = backbone.is_encoder(self.sizes[edge.source].skeleton.config)
+                made = Bridge(form, widths[edge.source], widths[edge.target], pools=pools)
                 self.bridge_bytes[edge.target] += _bytes(made) * len(self.site_rows)
 
     def cache(self, name: str) -> int:

@@ -114,6 +114,8 @@ class TrainConfig(RunConfig):
 
     Args:
         gate_learning_rate: peak for the gates.
+        pool_learning_rate: peak for what reads an encoder's positions (`bridges.QueryPool`); that of the maps where
+            left out.
         mix_learning_rate: peak for routers and the output mix; that of the gates where left out.
         base_learning_rate: peak for the base models, which train with `train_bases=True` alone.
         max_length: the longest pair in tokens; a batch has `batch_size` pairs.
@@ -135,6 +137,7 @@ class TrainConfig(RunConfig):
     """
 
     gate_learning_rate: float = 1e-2
+    pool_learning_rate: float | None = None
     mix_learning_rate: float | None = None
     base_learning_rate: float = 1e-5
     max_length: int = 256
@@ -169,7 +172,13 @@ _COUNTS = {
     "log_steps": 0,
     "seed": 0,
 }
-_RATES = ("learning_rate", "gate_learning_rate", "mix_learning_rate", "base_learning_rate")
+_RATES = (
+    "learning_rate",
+    "gate_learning_rate",
+    "pool_learning_rate",
+    "mix_learning_rate",
+    "base_learning_rate",
+)
 _WEIGHTS = (
     "warmup",
     "weight_decay",
@@ -180,7 +189,7 @@ _WEIGHTS = (
     "retain_weight",
     "validation_share",
 )
-_OPTIONAL = ("mix_learning_rate", "retain_positions", "patience")
+_OPTIONAL = ("pool_learning_rate", "mix_learning_rate", "retain_positions", "patience")
 
 
 @dataclass(frozen=True, kw_only=True)

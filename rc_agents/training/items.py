@@ -49,7 +49,17 @@ def _hash(examples: Sequence[Encoded]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.ids, example.answer_start, example.group)).encode())
+        for name, shown in sorted((example.sources or {}).items()):
+            digest.update(name.encode())
+            for key, value in sorted(shown.items()):
+                digest.update(key.encode() + _bytes(value))
     return digest.hexdigest()
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, torch.Tensor):
+        return repr(value).encode()
+    return value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def read_sets(
@@ -163,7 +173,12 @@ class Items(torch.utils.data.Dataset[dict[str, Any]]):
 
 def batch_of(examples: Sequence[Encoded], rows: Sequence[int], dataset: str) -> dict[str, Any]:
     """Returns a batch for a `Pass`, padded on the right."""
-    batch: dict[str, Any] = dict(training_data.pad([examples[row] for row in rows]))
+    chosen = [examples[row] for row in rows]
+    batch: dict[str, Any] = dict(training_data.pad(chosen))
+    encoders = {name for example in chosen for name in example.sources or {}}
+    if encoders:
+        each = [example.sources or {} for example in chosen]
+        batch["sources"] = {name: [one.get(name) for one in each] for name in sorted(encoders)}
     return batch | {"rows": torch.tensor(rows), "dataset": dataset}
 
 

@@ -177,7 +177,11 @@ def objectives_of(
 def _teachers(name: str, model: CoupledForCausalLM) -> list[str]:
     if name != FUSED and name not in model.specialists:
         raise TrainingError(f"distill_from={name!r}: {nearest(name, [FUSED, *model.specialists])}")
-    wanted = [ANCHOR, *model.specialists] if name == FUSED else [name]
+    if name in model.config.encoder_names:
+        raise TrainingError(
+            f"distill_from={name!r}: an encoder predicts no tokens; name a specialist that reads the text"
+        )
+    wanted = list(model.readers) if name == FUSED else [name]
     for one in wanted[name == FUSED :]:
         how = (model.config.alignment or {}).get(one, "shared")
         size = model.models[one].config.get_text_config(decoder=True).vocab_size

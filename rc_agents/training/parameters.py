@@ -92,13 +92,20 @@ def forget_sources(model: CoupledForCausalLM) -> None:
 
 
 def groups(parameters: dict[str, nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
-    """Returns an optimizer's groups, each of one rate: maps, gates, mix and routers, bases; empty ones left out."""
-    by_kind: dict[str, list[nn.Parameter]] = {"maps": [], "gates": [], "mix": [], "bases": []}
+    """Returns an optimizer's groups, each of one rate, without empty ones: maps, pools, gates, mix, bases."""
+    by_kind: dict[str, list[nn.Parameter]] = {
+        "maps": [],
+        "pools": [],
+        "gates": [],
+        "mix": [],
+        "bases": [],
+    }
     for name, parameter in parameters.items():
         by_kind[_kind(name)].append(parameter)
-    mix_rate = config.mix_learning_rate
+    mix_rate, pool_rate = config.mix_learning_rate, config.pool_learning_rate
     rates = {
         "maps": config.learning_rate,
+        "pools": config.learning_rate if pool_rate is None else pool_rate,
         "gates": config.gate_learning_rate,
         "mix": config.gate_learning_rate if mix_rate is None else mix_rate,
         "bases": config.base_learning_rate,
@@ -120,4 +127,6 @@ def _kind(name: str) -> str:
         return "bases"
     if name.startswith(("mixer.", "routers.")):
         return "mix"
+    if ".pool." in name:
+        return "pools"
     return "maps" if ".map." in name else "gates"

@@ -21,8 +21,14 @@ from rc_agents.training.labelled import only_at, predicting
 Batch = Mapping[str, Any]
 """`input_ids`, `attention_mask`, `labels` (B, T), -100 where nothing is scored; the logits at t - 1 predict label t.
 
+`sources`, where encoders are shown something, has for each a list with the inputs of every row.
+
 `rows` (B,) are the examples' indices in their data set, and `dataset` is its name: `data`, `retain` or `validation`.
 """
+
+
+READ = ("input_ids", "attention_mask", "sources")
+"""What of a batch the ensemble is called with."""
 
 
 class Pass(Protocol):
@@ -43,7 +49,7 @@ class WholePass:
 
     def logits(self, batch: Batch, *, coupled: bool = True) -> Tensor:
         """Returns the logits (P, V) that predict the labelled tokens; the frozen anchor's carry no gradient."""
-        read = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        read = {name: batch[name] for name in READ if name in batch}
         with contextlib.ExitStack() as modes:
             if not coupled:
                 modes.enter_context(torch.no_grad())

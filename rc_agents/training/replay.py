@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rc_agents.backbone import StandIn, find_blocks, returns_tuple, share_weights
+from rc_agents import sources
+from rc_agents.backbone import Encoded, StandIn, find_blocks, returns_tuple, share_weights
 from rc_agents.errors import TrainingError
 from rc_agents.modeling import CoupledForCausalLM
 from rc_agents.topology import ANCHOR
-from rc_agents.training.data import Encoded
+from rc_agents.training.data import Encoded as Example
 from rc_agents.training.labelled import only_at, predicting
 from rc_agents.training.states import StateStore
 
@@ -72,7 +73,7 @@ class ReplayPass:
     def __init__(
         self,
         model: CoupledForCausalLM,
-        datasets: Mapping[str, Sequence[Encoded]],
+        datasets: Mapping[str, Sequence[Example]],
         folder: str | Path,
         *,
         progress: bool = True,
@@ -88,6 +89,7 @@ class ReplayPass:
         for site, layer in enumerate(layers[1:], start=1):
             blocks[layer - 1].register_forward_hook(self._hook(site))
         self._reads: dict[str, Tensor] | None = None
+        self._encoded: dict[str, Encoded] = {}
         self._check(next(name for name, examples in datasets.items() if examples))
 
     def logits(self, batch: Mapping[str, Any], *, coupled: bool = True) -> Tensor:
@@ -110,18 +112,33 @@ class ReplayPass:
         if not coupled:
             with torch.no_grad():
                 return self.upper.logits(entering, placed, keep_BT)
-        self._reads = states
+        self._reads, self._encoded = states, self._encode(batch)
         try:
             return self.upper.logits(self._updated(0, entering), placed, keep_BT)
         finally:
-            self._reads = None
+            self._reads, self._encoded = None, {}
+
+    def _encode(self, batch: Mapping[str, Any]) -> dict[str, Encoded]:
+        """Runs the encoders on what the batch's examples bring; their states at the anchor's positions are learnt."""
+        shown = sources.named(self.model, batch.get("sources"), {})
+        rows = len(batch["input_ids"])
+        return {name: sources.encode(self.model, name, one, rows) for name, one in shown.items()}
 
     def _updated(self, site: int, target_BTD: Tensor) -> Tensor:
         assert self._reads is not None
         updated = target_BTD
         for edge in self.model.edges:
-            read = self._reads[f"{edge.source}.{site}"]
-            updated = updated + self.model.bridge(edge, site)(read, target_BTD, updated)
+            bridge = self.model.bridge(edge, site)
+            if edge.source in self._encoded:
+                encoded, device = self._encoded[edge.source], target_BTD.device
+                mask_BS = encoded.mask.to(device)
+                pool: Any = bridge.pool
+                read = pool(encoded.states[site].to(device), mask_BS, target_BTD)
+            elif edge.source in self.model.config.encoder_names:
+                continue  # no row has anything to see
+            else:
+                read = self._reads[f"{edge.source}.{site}"]
+            updated = updated + bridge(read, target_BTD, updated)
         return updated
 
     def _hook(self, site: int) -> Any:
@@ -145,10 +162,13 @@ class ReplayPass:
             "labels": ids,
             "rows": torch.tensor([0]),
             "dataset": dataset,
+            "sources": {name: [one] for name, one in (example.sources or {}).items()},
         }
         found = self.logits(batch)
         ids = ids.to(self.model.device)
-        expected = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
+        expected = self.model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), sources=batch["sources"]
+        ).logits[0, :-1]
         if not torch.allclose(
             found,
             expected.to(found.device),

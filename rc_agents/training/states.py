@@ -2,7 +2,8 @@
 
 In a unilateral topology the specialists hear nobody, and the anchor hears nothing before the first site: their states
 are those of the frozen models in every step. A store keeps, for each example, the anchor's states behind each site's
-block while nobody speaks, and what each bridge reads there, already at the anchor's positions.
+block while nobody speaks, and what each bridge reads there, already at the anchor's positions. What bridges read of
+encoders changes with their pools, and is not kept.
 
 Files: `<key>/chunk-<hash>.safetensors`, named by the hash of its bytes and put in place by one rename. The key is the
 hash of the frozen models, their tokenizers and sites; a chunk says in its header which examples it holds, so other
@@ -51,7 +52,7 @@ class Recording(Exchange):
         shown = self._show(site, states)
         self.found[f"{ANCHOR}.{site}" if site else ANCHOR] = states[ANCHOR]
         for edge in self.edges:
-            read = self._source(edge, states, shown, states[ANCHOR])
+            read = self._source(edge, site, states, shown, states[ANCHOR])
             self.found[f"{edge.source}.{site}"] = read
         return states
 

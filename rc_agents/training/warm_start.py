@@ -31,6 +31,9 @@ from rc_agents.topology import Edge
 from rc_agents.training.closed_form import NormalEquations
 
 CARRIERS = ("ridge", "procrustes", "identity")
+_NO_TEXT = (
+    "warm_start learns from text, and {!r} is an encoder, which reads none: train its bridges"
+)
 
 
 @dataclass
@@ -69,7 +72,7 @@ class _RecordingExchange(Exchange):
         shown = self._show(site, states)
         for edge in self.edges:
             if edge.target in states:
-                read = self._source(edge, states, shown, states[edge.target])
+                read = self._source(edge, site, states, shown, states[edge.target])
                 self.fits.add(edge, site, read, states[edge.target])
         return states
 
@@ -110,6 +113,9 @@ def gather(
         raise TrainingError("warm_start got no text; pass a few thousand tokens of any text")
     if not model.edges:
         raise TrainingError("warm_start sets bridges, and this ensemble has none")
+    encoders = [edge.source for edge in model.edges if edge.source in model.config.encoder_names]
+    if len(encoders) == len(model.edges):
+        raise TrainingError(_NO_TEXT.format(encoders[0]))
     fits = Fits(apart=model.config.span_names)
     token = EXCHANGE.set(fits.exchange)
     starts = range(0, len(texts), batch_size)
@@ -159,8 +165,11 @@ def set_start(
     """
     if carrier not in CARRIERS:
         raise TrainingError(f"unknown carrier {carrier!r}; {nearest(carrier, CARRIERS)}")
-    chosen = [Edge(*edge) for edge in edges] if edges is not None else list(model.edges)
+    reading = [edge for edge in model.edges if edge.source not in model.config.encoder_names]
+    chosen = [Edge(*edge) for edge in edges] if edges is not None else reading
     for edge in chosen:
+        if edge.source in model.config.encoder_names:
+            raise TrainingError(_NO_TEXT.format(edge.source))
         if model.bridge(edge, 0).reading is not None:
             raise TrainingError(
                 f"{edge.source}->{edge.target} reads predictions, not states: use set_prediction_start"

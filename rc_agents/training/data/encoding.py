@@ -1,8 +1,8 @@
 """Records to token ids, and where their loss counts."""
 
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from rc_agents.errors import DataError, nearest
@@ -17,11 +17,12 @@ Long = Literal["refuse", "drop", "truncate"]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a record and where its loss counts: from token `answer_start` on."""
+    """Token ids of a record, from which token its loss counts (`answer_start`), and what encoders are shown."""
 
     ids: tuple[int, ...]
     answer_start: int
     group: str
+    sources: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 def encode(
@@ -56,7 +57,7 @@ def encode(
     records = list(records)
     pairs = _fit(list(_pairs(tokenizer, records, every_turn)), max_length, long, tokenizer)
     if not answer_only:
-        pairs = [Encoded(pair.ids, 1, pair.group) for pair in pairs]
+        pairs = [replace(pair, answer_start=1) for pair in pairs]
     return pairs + _blocks(tokenizer, records, block_length)
 
 
@@ -95,7 +96,7 @@ def _encode_pair(tokenizer: Any, pair: Pair, *, rendered: bool) -> Encoded:
     completion = tokenizer(pair.completion, add_special_tokens=False, verbose=False).input_ids
     ended = not pair.ends or completion[-1:] == [tokenizer.eos_token_id]
     end = [] if ended else [tokenizer.eos_token_id]
-    return Encoded((*prompt, *completion, *end), len(prompt), pair.group)
+    return Encoded((*prompt, *completion, *end), len(prompt), pair.group, pair.sources)
 
 
 def _fit(pairs: list[Encoded], max_length: int, long: Long, tokenizer: Any) -> list[Encoded]:
@@ -126,4 +127,4 @@ def _truncated(pair: Encoded, max_length: int, bos: int | None) -> Encoded:
     room = max(max_length - len(answer), 1)  # an answer is predicted from at least one token
     if room < len(prompt):
         prompt = prompt[:head] + prompt[len(prompt) - room + head :]
-    return Encoded((*prompt, *answer)[:max_length], len(prompt), pair.group)
+    return Encoded((*prompt, *answer)[:max_length], len(prompt), pair.group, pair.sources)

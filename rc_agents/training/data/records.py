@@ -1,7 +1,7 @@
 """What there is to learn: documents, pairs and conversations, and how a line of data names them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rc_agents.errors import DataError
@@ -32,7 +32,8 @@ class Pair:
 
     Batches are made of pairs of one `group`, such as one prompt template; `text` is the group that
     documents have. `origin` is that of `Document`. With `ends=False` the completion was cut off, and no
-    end of text is learnt behind it.
+    end of text is learnt behind it. `sources` is what encoders are shown beside it, such as
+    `{"eye": {"pixel_values": ...}}` with one row; pairs that differ in that alone want an `origin` each.
     """
 
     prompt: str
@@ -40,6 +41,7 @@ class Pair:
     group: str = ""
     origin: str = ""
     ends: bool = True
+    sources: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str:
