@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import ViTModel
-
-import rc_agents
 from rc_agents.benchmarks import files
 from rc_agents.benchmarks.pictures import COLOURS, SHAPES, Counts, Pictures, Splits, splits
 from rc_agents.benchmarks.scores import Score
 from rc_agents.benchmarks.small_eye import Probe, trained_eye
 from rc_agents.benchmarks.statistics import wilson
+from torch import Tensor
+from transformers import ViTModel
+
+import rc_agents
 from rc_agents.provenance import provenance
 from rc_agents.training.bridges import TrainConfig, train
 from rc_agents.training.data import Pair

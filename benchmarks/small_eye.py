@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
+from rc_agents.benchmarks.pictures import COLOURS, SHAPES, SIZE, Pictures
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTModel
-
-from rc_agents.benchmarks.pictures import COLOURS, SHAPES, SIZE, Pictures
 
 WIDTH, BATCH = 64, 64
 WAYS = (len(COLOURS), len(SHAPES))

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-
-import rc_agents
 from rc_agents.benchmarks import multimodal
 from rc_agents.benchmarks.pictures import COLOURS, SHAPES, SIZE, Counts, caption, splits
 from rc_agents.benchmarks.small_eye import Probe, new_eye, trained_eye
 from rc_agents.benchmarks.statistics import wilson
+
+import rc_agents
 from tests.ensembles import prompts, wake
 from tests.tiny import tiny
 
