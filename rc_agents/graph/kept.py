@@ -247,14 +247,15 @@ def _of_layer(
     node: FrozenNode, cache: DynamicCache, layer: int, width: int
 ) -> tuple[Tensor, Tensor]:
     held = cache.layers[layer] if layer < len(cache.layers) else None
-    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
-    whole = type(held) in kinds and getattr(held, "keys", None) is not None
-    if not whole or held.keys.shape[-2] != width:
+    keys, values = (getattr(held, part, None) for part in ("keys", "values"))
+    kept = type(held) in (DynamicLayer, DynamicSlidingWindowLayer)
+    if not kept or not isinstance(keys, Tensor) or keys.shape[-2] != width:
         raise TrainingError(
             f"node {node.name!r} of type {node.model.config.model_type!r} keeps no keys and values of "
             f"{width} tokens to replay: train with keep=None, or let it hear at position='all'"
         )
-    return held.keys, held.values
+    assert isinstance(values, Tensor)
+    return keys, values
 
 
 @contextmanager
