@@ -81,8 +81,14 @@ def documents(kind: str) -> list[str]:
 
 def rows(model: Any, kind: str, count: int, length: int) -> torch.Tensor:
     """The first so many tokens of as many texts of a kind, (B, T)."""
-    each = [model.tokenizer(text, return_tensors="pt").input_ids for text in documents(kind)]
-    return torch.cat([one[:, :length] for one in each if one.shape[1] >= length][:count])
+    found: list[torch.Tensor] = []
+    for text in documents(kind):
+        row = model.tokenizer(text, return_tensors="pt", truncation=True, max_length=length)
+        if row.input_ids.shape[1] == length:
+            found.append(row.input_ids)
+        if len(found) == count:
+            break
+    return torch.cat(found)
 
 
 def quality(model: Any, settings: Sparse | None, data: dict[str, Any]) -> dict[str, Any]:
@@ -169,13 +175,13 @@ def table(record: dict[str, Any]) -> str:
 def main() -> None:
     """Measures, prints a table and writes the file."""
     parser = argparse.ArgumentParser(description="What sleeping specialists spare and cost.")
-    parser.add_argument("--codes", type=int, default=60)
-    parser.add_argument("--questions", type=int, default=20)
-    parser.add_argument("--documents", type=int, default=8)
+    parser.add_argument("--codes", type=int, default=20)
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--prompt", type=int, default=16)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--length", type=int, default=40)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
