@@ -1,5 +1,6 @@
 """Frozen language models, coupled inside one forward pass."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import BridgeConfig, CouplingConfig, ModelRef
@@ -38,7 +39,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Graphs bring the training code along, so they are imported where they are used."""
     if name == "LatentGraph":
-        from .graph import LatentGraph
-
-        return LatentGraph
+        return import_module(".graph", __name__).LatentGraph
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
