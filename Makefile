@@ -90,7 +90,7 @@ bench-sparse: $(VENV)/dev.stamp ## Show what sleeping specialists spare and cost
 bench-faults: $(VENV)/dev.stamp ## Strike the processes of ensembles 220 times, and check every answer
 	$(BIN)/python -m rc_agents.benchmarks.faults
 
-bench-multimodal: $(VENV)/dev.stamp ## Ask a frozen language model what drawn pictures show (hours on one core)
+bench-multimodal: $(VENV)/dev.stamp ## Ask a frozen language model what drawn pictures show (three seeds)
 	$(BIN)/python -m rc_agents.benchmarks.multimodal
 
 bench-train: $(VENV)/dev.stamp ## Time training steps of bridges and of LoRA, and their memory
