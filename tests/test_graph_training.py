@@ -170,7 +170,7 @@ def unbroken(tmp_path_factory):
     return (folder, *_train(folder, folder / "graph"))
 
 
-@pytest.mark.parametrize("step", [1, 4, 7])
+@pytest.mark.parametrize("step", [1, 5])
 def test_a_resumed_run_ends_with_the_same_bits(unbroken, step, tmp_path):
     folder, expected, done = unbroken
     with pytest.raises(KeyboardInterrupt):
