@@ -11,7 +11,7 @@ import rc_agents
 from rc_agents import backbone, questions
 from rc_agents import graph as graphs
 from rc_agents.errors import RCError
-from rc_agents.graph.published import num_parameters, published_configs
+from rc_agents.graph.published import KINDS, num_parameters, published_configs
 from rc_agents.graph.start import _principal
 from tests.graphs import PLAIN, TEXTS, on_disk, plain, small
 from tests.tiny import tiny
@@ -362,20 +362,13 @@ def test_the_published_form_trains_17_6_million_values():
 
 
 def test_the_published_form_runs_on_its_five_architectures():
-    kinds = {
-        "llama": "llama",
-        "qwen": "qwen2",
-        "gemma": "gemma2",
-        "phi": "phi3",
-        "mistral": "mistral",
-    }
     tokenizers = {
         name: tiny_tokenizer(kind)
         for name, kind in zip(
-            kinds, ("code", "prose", "metaspace", "metaspace", "code"), strict=True
+            KINDS, ("code", "prose", "metaspace", "metaspace", "code"), strict=True
         )
     }
-    models = {name: tiny(arch, vocab_size=len(tokenizers[name])) for name, arch in kinds.items()}
+    models = {name: tiny(arch, vocab_size=len(tokenizers[name])) for name, arch in KINDS.items()}
     config = graphs.published(latent_width=16, output_width=16)
     graph = graphs.build(config, models, tokenizers=tokenizers)
     assert graph.config.levels == [["llama", "qwen", "gemma"], ["phi", "mistral"]]

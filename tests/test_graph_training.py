@@ -424,6 +424,9 @@ def test_the_command_line_trains_answers_and_draws(trained, tmp_path, capsys):
     assert run(ask) == 0
     assert "of 5" in capsys.readouterr().out
     assert run(["graph", "show", str(tmp_path / "out"), "--output", str(tmp_path / "g.svg")]) == 0
+    routing = graphs.load(tmp_path / "out").routing
+    assert sum(routing.values()) == pytest.approx(1)
+    assert f"{routing['c']:.0%}" in (tmp_path / "g.svg").read_text(encoding="utf-8")
     assert run(["graph", "show", str(tmp_path / "graph.yaml")]) == 0
     assert "<svg" in capsys.readouterr().out
     assert run(["graph", "show", str(tmp_path / "nothing")]) == 2

@@ -154,7 +154,7 @@ def show(
         drawn = graphs.load(model)
     else:
         drawn = graphs.GraphConfig.of(model)
-    picture = graphs.draw(drawn, getattr(drawn, "routing", None))
+    picture = graphs.draw(drawn)
     if output is None:
         print(picture, end="")
         return

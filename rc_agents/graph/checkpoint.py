@@ -53,6 +53,7 @@ def save(graph: LatentGraph, folder: str | Path) -> None:
         "edges_file": f"{PREFIX}{digest[:16]}.safetensors",
         "edges_sha256": digest,
         "temperature": graph.temperature,
+        "routing": graph.routing,
         "fingerprints": {name: fingerprint(member) for name, member in graph.members.items()},
     }
     try:
@@ -121,6 +122,7 @@ def load(
         ) from error
     put(graph, tensors, str(path))
     graph.temperature = float(described["temperature"])
+    graph.routing = dict(described["routing"])
     return graph
 
 
@@ -132,7 +134,8 @@ def _read(path: str, revision: str | None) -> tuple[dict[str, Any], bytes]:
         data = _file(place, described["edges_file"], revision).read_bytes()
         wanted = described["edges_sha256"]
         GraphConfig.of(described["graph"])
-        float(described["temperature"]), dict(described["fingerprints"])
+        float(described["temperature"])
+        dict(described["fingerprints"]), dict(described["routing"])
     except OSError as error:
         raise CheckpointError(
             f"no graph at {path}: {first_line(error)}; expected {GRAPH} and its weights"

@@ -90,6 +90,8 @@ def calibrate(
 ) -> float:
     """Finds the temperature of the least cross-entropy on questions that the graph was not trained on, and sets it.
 
+    Notes the output's routing on them too, which `drawing.draw` shows.
+
     Args:
         graph: that chooses.
         questions: for validation.
@@ -100,12 +102,15 @@ def calibrate(
         The temperature.
     """
     asked = ask(graph.config, questions)
+    scores: list[Tensor] = []
+    routing: list[Tensor] = []
     with torch.no_grad():
-        scores = [
-            row
-            for start in range(0, len(asked), batch_size)
-            for row in answer(graph, asked[start : start + batch_size], run_of)[0].cpu().float()
-        ]
+        for start in range(0, len(asked), batch_size):
+            scores_BK, output = answer(graph, asked[start : start + batch_size], run_of)
+            scores += scores_BK.cpu().float()
+            routing += output.routing.mean((1, 2)).cpu()
+    shares = torch.stack(routing).mean(0).tolist()
+    graph.routing = dict(zip(graph.config.read, shares, strict=True))
     scores_BK = torch.nn.utils.rnn.pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
     labels_B = torch.tensor([one.label for one in asked])
     graph.temperature = best_temperature(scores_BK, labels_B)

@@ -23,10 +23,12 @@ def draw(graph: LatentGraph | GraphConfig, routing: Mapping[str, float] | None =
 
     Args:
         graph: built, for learned strengths and widths, or its config alone.
-        routing: by node that the output reads, how much it is listened to; lines are even where left out.
+        routing: by node that the output reads, how much it is listened to; what a built graph has measured where left
+            out, and even lines where it has not.
     """
     config = graph if isinstance(graph, GraphConfig) else graph.config
     built = None if isinstance(graph, GraphConfig) else graph
+    routing = routing if routing is not None else built and built.routing
     levels = config.levels
     rows = max(len(level) for level in levels)
     width = 2 * MARGIN + COLUMN * len(levels) + BOX

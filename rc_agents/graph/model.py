@@ -102,6 +102,7 @@ class LatentGraph(nn.Module):
 
     Attributes:
         temperature: by which scores are divided before they are called probabilities; see `choosing.calibrate`.
+        routing: by node that the output reads, its mean share of the output's attention; empty before `calibrate`.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class LatentGraph(nn.Module):
         super().__init__()
         self.config, self.members, self.schedule = config, dict(members), schedule
         self.temperature = 1.0
+        self.routing: dict[str, float] = {}
         self.nodes = {
             name: FrozenNode(name, members[name].model, node) for name, node in config.nodes.items()
         }

@@ -28,6 +28,14 @@ LEVEL_TWO = {
     "phi": "microsoft/Phi-3-mini-4k-instruct",
     "mistral": "mistralai/Mistral-7B-v0.1",
 }
+KINDS = {
+    "llama": "llama",
+    "qwen": "qwen2",
+    "gemma": "gemma2",
+    "phi": "phi3",
+    "mistral": "mistral",
+}
+"""Model types of the published models."""
 WIDTHS = {"llama": 2048, "qwen": 1536, "gemma": 2304, "phi": 3072, "mistral": 4096}
 """Of the residual streams of the published models."""
 
@@ -80,13 +88,6 @@ def num_parameters(config: GraphConfig, model_configs: Mapping[str, PreTrainedCo
 
 def published_configs() -> dict[str, PreTrainedConfig]:
     """Returns the five architectures at their published widths, shallow, as no count depends on depth."""
-    kinds = {
-        "llama": "llama",
-        "qwen": "qwen2",
-        "gemma": "gemma2",
-        "phi": "phi3",
-        "mistral": "mistral",
-    }
     return {
         name: AutoConfig.for_model(
             kind,
@@ -96,5 +97,5 @@ def published_configs() -> dict[str, PreTrainedConfig]:
             intermediate_size=64,
             pad_token_id=0,
         )
-        for name, kind in kinds.items()
+        for name, kind in KINDS.items()
     }
