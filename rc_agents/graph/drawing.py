@@ -28,7 +28,8 @@ def draw(graph: LatentGraph | GraphConfig, routing: Mapping[str, float] | None =
     """
     config = graph if isinstance(graph, GraphConfig) else graph.config
     built = None if isinstance(graph, GraphConfig) else graph
-    routing = routing if routing is not None else built and built.routing
+    if routing is None and built is not None:
+        routing = built.routing
     levels = config.levels
     rows = max(len(level) for level in levels)
     width = 2 * MARGIN + COLUMN * len(levels) + BOX
