@@ -23,7 +23,6 @@ from rc_agents.benchmarks.statistics import wilson
 from rc_agents.benchmarks.tiny_models import NOUNS, VOCABULARY, place
 
 from rc_agents import graph as graphs
-from rc_agents.graph.output import matched_width
 from rc_agents.provenance import provenance
 
 HEARD = ("left", "right")
@@ -51,7 +50,7 @@ def head_config(name: str, parameters: int) -> graphs.GraphConfig:
     return graphs.GraphConfig(
         nodes={name: graphs.NodeConfig(pooling="mean")},
         output=graphs.OutputConfig(
-            readout="head", width=matched_width(parameters, WIDTHS[name], 2), choices=2
+            readout="head", width=graphs.matched_width(parameters, WIDTHS[name], 2), choices=2
         ),
     )
 

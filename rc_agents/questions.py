@@ -58,8 +58,12 @@ def lettered(question: Question) -> str:
 
 def answered(question: Question) -> list[str]:
     """Writes a question once for each choice, as if that were the answer."""
-    asked = f"Question: {question.question.strip()}\nAnswer: "
-    return [asked + choice for choice in question.choices]
+    return [f"{unanswered(question)} {choice}" for choice in question.choices]
+
+
+def unanswered(question: Question) -> str:
+    """Writes a question without its choices, up to where the answer would stand."""
+    return f"Question: {question.question.strip()}\nAnswer:"
 
 
 @dataclass(frozen=True)

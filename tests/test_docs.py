@@ -1,11 +1,11 @@
 """Generated pages are the ones that the code generates now."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import typer.cli
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,16 +15,8 @@ ROOT = Path(__file__).parent.parent
 )
 def test_the_command_line_page_is_current(tmp_path):
     page = tmp_path / "cli.md"
-    command = [
-        "typer",
-        "rc_agents.cli",
-        "utils",
-        "docs",
-        "--name",
-        "rc-agents",
-        "--output",
-        str(page),
-    ]
-    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, capture_output=True)
+    options = ["utils", "docs", "--name", "rc-agents", "--output", str(page)]
+    done = CliRunner().invoke(typer.cli.app, ["rc_agents.cli", *options])
+    assert done.exit_code == 0, done.output
     written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert page.read_text(encoding="utf-8") == written, "run: make docs"

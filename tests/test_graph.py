@@ -469,6 +469,23 @@ def test_a_member_says_letters_by_its_own_output_layer(tmp_path):
         graphs.letter_probabilities(small(), "c", [])
 
 
+def test_a_member_weighs_answers_by_their_mean_log_probability():
+    graph = small()
+    question = questions.Question("Which one is it?", ("this", "that one", "those"), 1)
+    found = graphs.answer_probabilities(graph, "c", [question, question])
+    tokenizer, model = graph.members["c"].tokenizer, graph.nodes["c"].model
+    asked = tokenizer(questions.unanswered(question)).input_ids
+    means = []
+    for text in questions.answered(question):
+        ids = tokenizer(text).input_ids
+        assert ids[: len(asked)] == asked
+        rows = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        said = rows[torch.arange(len(ids) - 1), ids[1:]][len(asked) - 1 :]
+        means.append(said.mean())
+    expected = torch.stack(means).softmax(-1).tolist()
+    assert found == [pytest.approx(expected, abs=1e-5)] * 2
+
+
 def test_a_model_in_two_graphs_hears_in_one_alone():
     tokenizer = tiny_tokenizer("prose")
     model = tiny("llama", vocab_size=len(tokenizer))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from rc_agents.adapters.lm_eval import LOCAL_TASKS, EnsembleLM, ScorerLM, evaluate
+from rc_agents.adapters.lm_eval import report
 from rc_agents.adapters.lm_eval.report import TASKS, to_json
 from rc_agents.adapters.lm_eval.running import quiet
 
@@ -226,9 +228,24 @@ def test_an_evaluation_counts_what_the_model_likes_best(model, folder):
     assert "samples" not in json.loads(to_json(found))
 
 
-def test_an_unknown_task_or_none_is_one_clear_error(model, folder):
+@pytest.fixture
+def own_tasks_alone(monkeypatch):
+    """lm-eval's thousands of tasks take half a minute to index."""
+    alone = partial(report.TaskManager, include_defaults=False)
+    monkeypatch.setattr(report, "TaskManager", lambda include_path, **_: alone(None, include_path))
+
+
+def test_no_task_is_one_clear_error(model):
     with pytest.raises(InputError, match=r"at least one task.*openbookqa_local"):
         evaluate(EnsembleLM(model), [])
+
+
+@pytest.mark.parametrize(
+    "among",
+    ["own_tasks_alone", pytest.param("model", marks=pytest.mark.slow, id="all_tasks")],
+)
+def test_an_unknown_task_is_one_clear_error(model, folder, among, request):
+    request.getfixturevalue(among)
     with pytest.raises(InputError, match=r"no task 'riverz'; did you mean rivers"):
         evaluate(EnsembleLM(model), ["riverz"], include=folder)
 

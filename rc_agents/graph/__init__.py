@@ -8,8 +8,9 @@ from .choosing import Choice, calibrate, choose
 from .config import GraphConfig, LatentConfig, NodeConfig, OutputConfig
 from .drawing import draw
 from .kept import Kept
-from .members import letter_probabilities
+from .members import answer_probabilities, letter_probabilities
 from .model import GraphOutput, LatentGraph, Signals
+from .output import matched_width
 from .published import published
 from .replay import Replay
 from .report import Report, report
@@ -31,6 +32,7 @@ __all__ = [
     "Replay",
     "Report",
     "Signals",
+    "answer_probabilities",
     "ask",
     "build",
     "calibrate",
@@ -38,6 +40,7 @@ __all__ = [
     "draw",
     "letter_probabilities",
     "load",
+    "matched_width",
     "published",
     "report",
     "ridge_start",

@@ -1,4 +1,4 @@
-"""What a frozen member of a graph would answer by itself: the letter it finds likeliest behind a question."""
+"""What a frozen member of a graph would answer by itself: the letter, or the answer, it finds likeliest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 
 from ..backbone import Lens, num_blocks
 from ..errors import ConfigError
-from ..questions import LETTERS
+from ..questions import LETTERS, Question, unanswered
+from ..scoring import CausalScorer
 from .asking import Asked, OneRun
 from .model import LatentGraph, WholeRun
 
@@ -50,4 +51,27 @@ def letter_probabilities(
         logits_BV = lens(run.states(name, None)[0][:, -1]).float()
         for row, one in zip(logits_BV, part, strict=True):
             found.append(row[ids[: one.num_choices]].softmax(-1).tolist())
+    return found
+
+
+def answer_probabilities(
+    graph: LatentGraph, name: str, questions: Sequence[Question], *, batch_size: int = 16
+) -> list[list[float]]:
+    """Returns the softmax over choices of the mean log-probability a token that a node's model gives each answer.
+
+    Args:
+        graph: with the node.
+        name: of the node; what it hears has no part in this.
+        questions: written with one text a choice.
+        batch_size: texts a pass.
+    """
+    member = graph.members[name]
+    scorer = CausalScorer(member.model, member.tokenizer, batch_size=batch_size)
+    pairs = [(unanswered(one), f" {choice}") for one in questions for choice in one.choices]
+    rows = iter(scorer.loglikelihood(pairs))
+    found = []
+    for one in questions:
+        scored = [next(rows) for _ in one.choices]
+        means_K = torch.tensor([row.logprob / row.num_tokens for row in scored])
+        found.append(means_K.softmax(-1).tolist())
     return found
