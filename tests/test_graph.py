@@ -165,8 +165,8 @@ def test_a_node_that_hears_at_its_last_token_changes_no_other():
     batch = graph.read_texts(TEXTS)
     node = graph.nodes["c"]
     with torch.no_grad():
-        quiet = node.states(batch["c"], lambda heard: torch.zeros_like(heard))
-        loud = node.states(batch["c"], lambda heard: torch.ones_like(heard))
+        quiet, _ = node.states(batch["c"], lambda heard: torch.zeros_like(heard))
+        loud, _ = node.states(batch["c"], lambda heard: torch.ones_like(heard))
     assert torch.equal(quiet[:, :-1], loud[:, :-1])
     assert (quiet[:, -1] - loud[:, -1]).abs().min(0).values.max() > 0
 

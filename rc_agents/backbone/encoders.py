@@ -151,18 +151,21 @@ def encode(model: PreTrainedModel, inputs: Inputs, owner: int) -> Encoded:
     return Encoded([one.masked_fill(~mask[..., None], 0) for one in found], mask)
 
 
-def encoder_states(model: PreTrainedModel, inputs: Inputs, layer: int) -> tuple[Tensor, Tensor]:
+def encoder_states(
+    model: PreTrainedModel, inputs: Inputs, layer: int, where: str = "inputs"
+) -> tuple[Tensor, Tensor]:
     """Returns an encoder's states behind a layer and which of its positions are real: (B, S, D) and (B, S).
 
     Args:
         model: loaded, of one of the types in `ENCODERS`.
         inputs: what its own `forward` takes.
         layer: 1-based.
+        where: what to call the inputs in messages.
     """
     owner = next(_OWNERS)
     handles = tap(model, [layer], owner)
     try:
-        encoded = encode(model, checked(model, inputs, "inputs"), owner)
+        encoded = encode(model, checked(model, inputs, where), owner)
     finally:
         for handle in handles:
             handle.remove()

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from .. import backbone
 from ..errors import ConfigError
 from ..execution.protocol import NO_LOGITS, Call
-from ..placement import input_device
+from ..placement import execution_device, input_device
 from .config import NodeConfig
 from .pooling import last_places
 
-Batch = Mapping[str, Tensor]
-"""`input_ids` and `attention_mask`, (B, T), padded on the left."""
+Batch = Mapping[str, Any]
+"""`input_ids` and `attention_mask`, (B, T), padded on the left; or an encoder's own inputs of B rows."""
 Hear = Callable[[Tensor], Tensor]
 """The states that hear (B, T, D) -> what is added to them."""
 
@@ -77,8 +77,8 @@ class FrozenNode:
             placed["position_ids"] = (placed["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         return placed | {"use_cache": False}
 
-    def states(self, batch: Batch, hear: Hear | None = None) -> Tensor:
-        """Returns the states behind `layer`, (B, T, D); blocks above do not run."""
+    def states(self, batch: Batch, hear: Hear | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the states behind `layer`, (B, T, D), and which are real, (B, T); blocks above do not run."""
         seen: list[Tensor] = []
 
         def show(states_BTD: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class FrozenNode:
 
         with self.tapped(self.hearing(batch["attention_mask"], hear), show), suppress(_Seen):
             Call(self.arguments(batch), NO_LOGITS).of(self.model)
-        return seen[0]
+        return seen[0], batch["attention_mask"]
 
     def hearing(self, mask_BT: Tensor, hear: Hear | None) -> Hear | None:
         """Returns what happens where the node hears: its states, with what was heard at the position it hears at."""
@@ -128,3 +128,53 @@ class FrozenNode:
         """Takes the taps off."""
         for handle in self.handles:
             handle.remove()
+
+
+class EncoderNode:
+    """A frozen encoder of pictures or sound: it is shown its own inputs, and hears nobody.
+
+    Args:
+        name: of the node.
+        model: its encoder.
+        node: where it is read, and how its positions are pooled.
+
+    Raises:
+        ConfigError: it hears others, or is read at its last position, which nothing makes the sum of the others.
+    """
+
+    def __init__(self, name: str, model: PreTrainedModel, node: NodeConfig) -> None:
+        self.name, self.model, self.node = name, model, node
+        if node.hears:
+            raise ConfigError(f"node {name!r} is an encoder, which hears nobody; leave out hears")
+        if node.pooling == "last":
+            raise ConfigError(
+                f"node {name!r} is an encoder, whose last position stands for no other; set pooling to mean or attention"
+            )
+        try:
+            self.at = self.layer = node.block("layer", backbone.num_blocks(model))
+        except ConfigError as error:
+            raise ConfigError(f"node {name!r}: {error}") from None
+
+    @property
+    def width(self) -> int:
+        """Of its states."""
+        return backbone.stream_width(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        return execution_device(self.model)
+
+    def states(self, batch: Batch, hear: Hear | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the states behind `layer`, (B, S, D), and which are real, (B, S).
+
+        Raises:
+            InputError: inputs that the encoder cannot read.
+        """
+        return backbone.encoder_states(self.model, batch, self.layer, f"node {self.name!r}")
+
+
+def frozen_node(name: str, model: PreTrainedModel, node: NodeConfig) -> FrozenNode | EncoderNode:
+    """Returns a model as the node that it can be."""
+    kind = EncoderNode if backbone.is_encoder(model.config) else FrozenNode
+    return kind(name, model, node)

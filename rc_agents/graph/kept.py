@@ -35,9 +35,9 @@ from ..backbone import cache_argument, find_blocks
 from ..checkpoint.identity import fingerprint
 from ..errors import TrainingError
 from . import pooling
-from .frozen import FrozenNode
+from .frozen import EncoderNode, FrozenNode
 from .model import LatentGraph
-from .reading import Texts, texts_of, tokenize
+from .reading import Read, Texts, together, tokenize
 
 CHUNK = 32  # texts a file and a pass
 FORMAT = 1
@@ -63,14 +63,14 @@ class Kept:
     folder: Path
     progress: bool = True
     memory: int = 1 << 30
-    places: dict[tuple[str, str], tuple[Path, int]] = field(default_factory=dict)
+    places: dict[tuple[str, Read], tuple[Path, int]] = field(default_factory=dict)
     prints: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, member in self.graph.members.items():
             self.prints[name] = fingerprint(member)
         self.open: dict[Path, Any] = {}
-        self.read: dict[tuple[str, str], dict[str, Tensor]] = {}
+        self.read: dict[tuple[str, Read], dict[str, Tensor]] = {}
 
     def key(self, name: str) -> str:
         """Returns the hash of all that a node's kept states depend on."""
@@ -86,12 +86,12 @@ class Kept:
         Raises:
             TrainingError: the folder cannot be written, or a node's cache cannot be kept.
         """
-        found = texts_of(texts, list(self.graph.nodes))
+        found = self.graph.texts_of(texts)
         jobs = [job for group in self._groups(found) for job in self._jobs(group, found[group[0]])]
         for names, chunk in tqdm(jobs, "frozen states", disable=not self.progress or not jobs):
             self._compute(names, chunk)
 
-    def _groups(self, found: Mapping[str, Sequence[str]]) -> Iterable[list[str]]:
+    def _groups(self, found: Mapping[str, Sequence[Read]]) -> Iterable[list[str]]:
         """Nodes of one model that read the same texts, which one pass serves."""
         groups: dict[tuple[str, str, int], list[str]] = {}
         for name, texts in found.items():
@@ -100,31 +100,48 @@ class Kept:
         return groups.values()
 
     def _jobs(
-        self, names: list[str], texts: Sequence[str]
-    ) -> Iterator[tuple[list[str], list[str]]]:
+        self, names: list[str], texts: Sequence[Read]
+    ) -> Iterator[tuple[list[str], list[Read]]]:
         """Texts in chunks of like lengths, with the nodes for which they are missing."""
-        ordered = sorted(set(texts), key=lambda text: (len(text), text))
+        ordered = sorted(set(texts), key=lambda text: (len(str(text)), str(text)))
         for start in range(0, len(ordered), CHUNK):
             chunk = ordered[start : start + CHUNK]
             missing = [name for name in names if not self._known(name, chunk)]
             if missing:
                 yield missing, chunk
 
-    def _known(self, name: str, chunk: Sequence[str]) -> bool:
+    def _known(self, name: str, chunk: Sequence[Read]) -> bool:
         file = self.folder / self.key(name) / f"{_hash(chunk)}.safetensors"
         known = file.is_file()
         if known:
             self._note(name, chunk, file)
         return known
 
-    def _note(self, name: str, chunk: Sequence[str], file: Path) -> None:
+    def _note(self, name: str, chunk: Sequence[Read], file: Path) -> None:
         for place, text in enumerate(chunk):
             self.places[name, text] = (file, place)
 
+    def _compute(self, names: Sequence[str], chunk: list[Read]) -> None:
+        if names[0] in self.graph.encoders:
+            for name in names:
+                self._encode(name, chunk)
+        else:
+            self._read(names, chunk)
+
     @torch.no_grad()
-    def _compute(self, names: Sequence[str], chunk: list[str]) -> None:
-        nodes = {name: self.graph.nodes[name] for name in names}
-        first = nodes[names[0]]
+    def _encode(self, name: str, chunk: list[Any]) -> None:
+        node = self.graph.nodes[name]
+        states_BSD, real_BS = node.states(together(name, chunk))
+        rows = (states[real] for states, real in zip(states_BSD, real_BS, strict=True))
+        kept = (_condensed(row, node.node.pooling) for row in rows)
+        self._save(
+            name, chunk, {f"{place}/{STATES}": _on_disk(one) for place, one in enumerate(kept)}
+        )
+
+    @torch.no_grad()
+    def _read(self, names: Sequence[str], chunk: list[Any]) -> None:
+        nodes: dict[str, Any] = {name: self.graph.nodes[name] for name in names}
+        first: FrozenNode = nodes[names[0]]
         member = self.graph.members[first.name]
         batch = tokenize(first.name, member.tokenizer, chunk, None)
         blocks = {block for node in nodes.values() for block in (node.at, node.layer)}
@@ -142,10 +159,10 @@ class Kept:
             for place in range(len(chunk)):
                 begin = int(mask.shape[1] - mask[place].sum())
                 for part, tensor in _parts(node, states, cache, place, begin):
-                    tensors[f"{place}/{part}"] = tensor.detach().cpu().contiguous().clone()
+                    tensors[f"{place}/{part}"] = _on_disk(tensor)
             self._save(name, chunk, tensors)
 
-    def _save(self, name: str, chunk: Sequence[str], tensors: dict[str, Tensor]) -> None:
+    def _save(self, name: str, chunk: Sequence[Read], tensors: dict[str, Tensor]) -> None:
         file = self.folder / self.key(name) / f"{_hash(chunk)}.safetensors"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +179,7 @@ class Kept:
             ) from error
         self._note(name, chunk, file)
 
-    def row(self, name: str, text: str) -> dict[str, Tensor]:
+    def row(self, name: str, text: Read) -> dict[str, Tensor]:
         """Returns what is kept of a text for a node, by part."""
         if (name, text) in self.read:
             return self.read[name, text]
@@ -179,15 +196,19 @@ class Kept:
         return found
 
 
-def _hash(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:32]
+def _hash(texts: Sequence[Read]) -> str:
+    return hashlib.sha256(json.dumps(list(map(str, texts))).encode()).hexdigest()[:32]
 
 
-def _keeps_cache(node: FrozenNode) -> bool:
+def _on_disk(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _keeps_cache(node: FrozenNode | EncoderNode) -> bool:
     return bool(node.node.hears) and node.node.position == "last"
 
 
-def _names_of(node: FrozenNode) -> list[str]:
+def _names_of(node: FrozenNode | EncoderNode) -> list[str]:
     """Returns the parts that are kept of a text for a node."""
     if not node.node.hears:
         return [STATES]

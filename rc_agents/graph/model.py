@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from ..assembly import Member
-from ..errors import InputError, nearest
+from ..errors import ConfigError, InputError, nearest
 from ..execution.threads import WORKERS, torch_state
 from . import pooling
 from .config import GraphConfig
-from .frozen import Batch, FrozenNode, Hear
+from .frozen import Batch, EncoderNode, FrozenNode, Hear, frozen_node
 from .latent import Encode, HearDirectly
 from .latent import Hear as LatentHear
 from .output import READOUTS, VocabularyReadout
-from .reading import Texts, texts_of, tokenize
+from .reading import Texts, texts_of, together, tokenize
 
 if TYPE_CHECKING:
     from .choosing import Choice
@@ -47,15 +47,14 @@ class WholeRun:
         batches: what each reads.
     """
 
-    nodes: Mapping[str, FrozenNode]
+    nodes: Mapping[str, FrozenNode | EncoderNode]
     batches: Mapping[str, Batch]
 
     def states(self, name: str, hear: Hear | None) -> tuple[Tensor, Tensor]:
         """See `Run`."""
-        batch = self.batches[name]
         grad = torch.is_grad_enabled() and hear is not None
         with torch.set_grad_enabled(grad):
-            return self.nodes[name].states(batch, hear), batch["attention_mask"]
+            return self.nodes[name].states(self.batches[name], hear)
 
 
 @dataclass
@@ -113,8 +112,14 @@ class LatentGraph(nn.Module):
         self.temperature = 1.0
         self.routing: dict[str, float] = {}
         self.nodes = {
-            name: FrozenNode(name, members[name].model, node) for name, node in config.nodes.items()
+            name: frozen_node(name, members[name].model, node)
+            for name, node in config.nodes.items()
         }
+        self.encoders = [name for name, member in self.members.items() if member.encodes]
+        if config.voice in self.encoders:
+            raise ConfigError(
+                f"the output's voice {config.voice!r} is an encoder, which has no words"
+            )
         for name, member in self.members.items():
             setattr(self, f"lm_{name}", member.model)
         self.widths = {name: node.width for name, node in self.nodes.items()}
@@ -169,16 +174,21 @@ class LatentGraph(nn.Module):
 
     # A pass.
 
-    def read_texts(self, texts: Texts) -> dict[str, dict[str, Tensor]]:
-        """Returns what every node reads, in its own tokens.
+    def texts_of(self, texts: Texts) -> dict[str, list[Any]]:
+        """Returns what each node reads, checked; see `reading.texts_of`."""
+        return texts_of(texts, list(self.nodes), self.encoders)
+
+    def read_texts(self, texts: Texts) -> dict[str, dict[str, Any]]:
+        """Returns what every node reads, in its own tokens; of an encoder, its own inputs as one batch.
 
         Raises:
             InputError, TokenError: see `reading`.
         """
-        found = texts_of(texts, list(self.nodes))
         return {
-            name: tokenize(name, self.members[name].tokenizer, each, self._limit(name))
-            for name, each in found.items()
+            name: together(name, each)
+            if name in self.encoders
+            else tokenize(name, self.members[name].tokenizer, each, self._limit(name))
+            for name, each in self.texts_of(texts).items()
         }
 
     def _limit(self, name: str) -> int | None:

@@ -1,8 +1,9 @@
-"""Texts as each node reads them: in its own tokens, padded on the left."""
+"""Texts as each node reads them, in its own tokens and padded on the left; and what encoders are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,61 @@ from torch import Tensor
 
 from ..errors import InputError, TokenError, nearest
 
-Texts = Sequence[str] | Mapping[str, Sequence[str]]
-"""The same texts for every node, or texts by node."""
+
+class Shown:
+    """What an encoder is shown in place of one text. Two are equal whose tensors are.
+
+    Args:
+        inputs: what the encoder's own `forward` takes, with one row each, such as `pixel_values` (1, C, H, W).
+    """
+
+    def __init__(self, inputs: Mapping[str, Any]) -> None:
+        self.inputs = dict(inputs)
+        digest = hashlib.sha256()
+        for name, value in sorted(self.inputs.items()):
+            digest.update(f"{name} {getattr(value, 'dtype', '')} {_shape(value)}".encode())
+            whole = isinstance(value, Tensor)
+            digest.update(
+                value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                if whole
+                else repr(value).encode()
+            )
+        self.digest = digest.hexdigest()
+
+    def __str__(self) -> str:
+        return f"shown:{self.digest}"
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shown) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __deepcopy__(self, memo: Any) -> Shown:
+        return self
 
 
-def texts_of(texts: Texts, names: Sequence[str]) -> dict[str, list[str]]:
-    """Returns each node's texts.
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+Read = str | Shown
+"""What a node reads of one example."""
+Texts = Sequence[str] | Mapping[str, Sequence[Read | Mapping[str, Any]]]
+"""The same texts for every node, or by node its texts, or what it is shown."""
+
+
+def texts_of(
+    texts: Texts, names: Sequence[str], encoders: Collection[str] = ()
+) -> dict[str, list[Any]]:
+    """Returns what each node reads: texts, or for an encoder what it is shown.
+
+    Args:
+        texts: of all nodes.
+        names: of the nodes.
+        encoders: those among them that read no text.
 
     Raises:
         InputError: no text, an empty one, one text in place of a list, a node without texts, or unequal counts.
@@ -23,6 +73,11 @@ def texts_of(texts: Texts, names: Sequence[str]) -> dict[str, list[str]]:
     if isinstance(texts, str):
         raise InputError(
             "texts is a list of texts, or a mapping of lists by node; got one text: put it in a list"
+        )
+    if encoders and not isinstance(texts, Mapping):
+        raise InputError(
+            f"node {min(encoders)!r} is an encoder and reads no text; give every node what it reads: "
+            f"{{{min(encoders)!r}: [{{...}}], ...}}"
         )
     if isinstance(texts, Mapping):
         for name in texts:
@@ -43,12 +98,58 @@ def texts_of(texts: Texts, names: Sequence[str]) -> dict[str, list[str]]:
     for name, each in found.items():
         if not each:
             raise InputError("no texts; pass at least one")
+        if name in encoders:
+            found[name] = [_shown(name, place, one) for place, one in enumerate(each)]
+            continue
         for place, text in enumerate(each):
             if not isinstance(text, str) or not text:
                 raise InputError(
-                    f"text {place} of node {name!r} is {text!r}; expected text that is not empty"
+                    f"text {place} of node {name!r} is {_said(text)}; expected text that is not empty"
                 )
     return found
+
+
+def _said(text: Any) -> str:
+    said = repr(text)
+    return said if len(said) < 60 else f"{said[:60]}..."
+
+
+def _shown(name: str, place: int, given: Any) -> Shown:
+    if isinstance(given, Shown):
+        return given
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"entry {place} of node {name!r}, an encoder, is {_said(given)}; expected its inputs by name, as its "
+            "image or feature processor returns them for one"
+        )
+    return Shown(given)
+
+
+def together(name: str, shown: Sequence[Shown]) -> dict[str, Any]:
+    """Returns what an encoder is shown as one batch.
+
+    Raises:
+        InputError: entries of several rows, or of unlike names or sizes.
+    """
+    first = shown[0].inputs
+    for place, one in enumerate(shown):
+        like = one.inputs.keys() == first.keys() and all(
+            _shape(value) == _shape(first[key]) for key, value in one.inputs.items()
+        )
+        rows = {len(value) for value in one.inputs.values() if isinstance(value, Tensor)}
+        if not like or rows != {1}:
+            raise InputError(
+                f"entry {place} of node {name!r} is {_described(one)}, and the first {_described(shown[0])}; give one "
+                "row each, all of one size"
+            )
+    return {
+        key: torch.cat([one.inputs[key] for one in shown]) if isinstance(value, Tensor) else value
+        for key, value in first.items()
+    }
+
+
+def _described(shown: Shown) -> str:
+    return ", ".join(f"{key} {_shape(value)}" for key, value in shown.inputs.items())
 
 
 def tokenize(

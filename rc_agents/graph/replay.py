@@ -26,7 +26,7 @@ from ..execution.protocol import NO_LOGITS, Call
 from .frozen import FrozenNode, Hear
 from .kept import BEFORE, ENTERING, STATES, Kept
 from .model import LatentGraph
-from .reading import Texts, texts_of, tokenize
+from .reading import Read, Texts, tokenize
 
 TOLERANCE = 1e-3  # of the largest score, in float32
 COARSE = 5e-2  # in half precision
@@ -83,13 +83,14 @@ class Replay:
 
     def __post_init__(self) -> None:
         self.upper = {
-            name: UpperBlocks(self.graph.nodes[name]) for name in self.graph.config.hearing
+            name: UpperBlocks(node)
+            for name in self.graph.config.hearing
+            if isinstance(node := self.graph.nodes[name], FrozenNode)
         }
 
     def of(self, texts: Texts) -> ReplayRun:
         """Returns a run over texts whose states are kept."""
-        found = texts_of(texts, list(self.graph.nodes))
-        return ReplayRun(self, found)
+        return ReplayRun(self, self.graph.texts_of(texts))
 
     @torch.no_grad()
     def check(self, texts: Texts) -> None:
@@ -111,7 +112,7 @@ class ReplayRun:
     """One batch of a replay; see `model.Run`."""
 
     replay: Replay
-    texts: Mapping[str, Sequence[str]]
+    texts: Mapping[str, Sequence[Read]]
 
     def states(self, name: str, hear: Hear | None) -> tuple[Tensor, Tensor]:
         """See `model.Run`."""
@@ -119,6 +120,7 @@ class ReplayRun:
         rows = [self.replay.kept.row(name, text) for text in self.texts[name]]
         if hear is None:
             return _padded([row[STATES] for row in rows], node.device)
+        assert isinstance(node, FrozenNode)
         if node.node.position == "all":
             return self._whole(node, rows, hear)
         entering_B1D = torch.stack([row[ENTERING] for row in rows]).to(node.device)

@@ -144,6 +144,11 @@ def _check(
         if isinstance(one, Pair) != speaks:
             wanted = "pairs of prompt and completion" if speaks else "questions with choices"
             raise TrainingError(f"this graph is trained on {wanted}, got {type(one).__name__}")
+    if speaks and graph.encoders:
+        raise TrainingError(
+            f"pairs of prompt and completion show nothing to {graph.encoders[0]!r}, an encoder; couple it with the "
+            "model that speaks (rc_agents.couple)"
+        )
     known = {_key(one) for one in examples}
     shared = [one for one in validation if _key(one) in known]
     if shared:
@@ -169,7 +174,9 @@ def _key(one: Example) -> str:
         return one.key
     if isinstance(one, Pair):
         return " ".join(one.prompt.split())
-    return json.dumps({name: list(texts) for name, texts in one.texts.items()}, sort_keys=True)
+    return json.dumps(
+        {name: list(map(str, each)) for name, each in one.texts.items()}, sort_keys=True
+    )
 
 
 def _replayed(
@@ -233,7 +240,7 @@ def _identity(
 
 def _hash(examples: Sequence[Any]) -> str:
     rows = [one if isinstance(one, str) else asdict(one) for one in examples]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _begin(
