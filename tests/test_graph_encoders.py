@@ -18,9 +18,7 @@ from tests.tiny_tokenizers import tiny_tokenizer
 
 pytestmark = pytest.mark.tiny
 
-ASKED = [
-    questions.Question("What is it?", ("a house", "a river"), place % 2) for place in range(6)
-]
+ASKED = [questions.Question("What is it?", ("a house", "a river"), place % 2) for place in range(6)]
 
 
 def seeing(kind="vit", **changed):
@@ -188,5 +186,3 @@ def test_pictures_that_validate_are_not_trained_on():
     asked = graphs.ask(graph.config, ASKED, shown={"eye": shown()})
     with pytest.raises(RCError, match="validation and training share 1 examples"):
         graphs.train(graph, asked, validation=[replace(asked[0])], progress=False)
-
-

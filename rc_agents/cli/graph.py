@@ -1,4 +1,4 @@
-"""`rc-agents graph train|eval|show`."""
+"""`rc-agents graph train|eval|node|show`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from rc_agents.errors import ConfigError
+from rc_agents.nodes import NodeSettings, address_of, read_secret
+from rc_agents.nodes.settings import PORT
 
-from .models import DeviceMap, DType, by_name, place
+from .models import SECRET, DeviceMap, DType, by_name, place
 
 graph = typer.Typer(
     help="Feedforward graphs of frozen models through a shared latent space.",
@@ -28,6 +30,16 @@ Asked = Annotated[
     ),
 ]
 Saved = Annotated[str, typer.Argument(help="A trained graph: folder or hub id.")]
+Processes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--process", metavar="NODE=HOST:PORT", help="A node that `rc-agents graph node` runs."
+    ),
+]
+Secret = Annotated[
+    Path | None,
+    typer.Option("--secret-file", envvar=SECRET, help="A file with the secret of its processes."),
+]
 
 
 @graph.command()
@@ -55,6 +67,8 @@ def train(
         bool, typer.Option("--resume", help="Go on from the last checkpoint, to the same bits.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the start and of the order of the data.")] = 0,
+    process: Processes = None,
+    secret_file: Secret = None,
     device_map: DeviceMap = None,
     dtype: DType = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
@@ -77,7 +91,8 @@ def train(
     )
     taught, judged = _parts(questions, count, validation, seed)
     with contextlib.redirect_stdout(sys.stderr):
-        built = graphs.build(config, seed=seed, **_where(device_map, dtype))
+        options = _where(device_map, dtype) | _elsewhere(process, secret_file)
+        built = graphs.build(config, seed=seed, **options)
         if ridge and not resume:
             graphs.ridge_start(built, graphs.ask(built.config, taught))
         done = graphs.train(
@@ -112,6 +127,8 @@ def evaluate(
         bool, typer.Option("--leave-one-out", help="Also answer once without each node.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a pass.")] = 16,
+    process: Processes = None,
+    secret_file: Secret = None,
     device_map: DeviceMap = None,
     dtype: DType = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -120,7 +137,8 @@ def evaluate(
     from rc_agents import graph as graphs
     from rc_agents import questions as sources
 
-    loaded = graphs.load(model, **_where(device_map, dtype))
+    options = _where(device_map, dtype) | _elsewhere(process, secret_file)
+    loaded = graphs.load(model, **options)
     named = questions in sources.SOURCES
     asked = sources.load(questions).test if named else sources.read(questions)
     found = graphs.report(loaded, asked[:limit], batch_size=batch_size, leave_one_out=leave_one_out)
@@ -136,6 +154,44 @@ def evaluate(
         print(f"routing     {name} {share:.1%}")
     for name, accuracy in found.without.items():
         print(f"without     {name} {accuracy:.1%}")
+
+
+@graph.command()
+def node(
+    model: Annotated[str, typer.Argument(help="A graph's file of YAML, or a trained graph.")],
+    name: Annotated[str, typer.Option(help="The node that runs here.")],
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Beyond loopback needs a secret.")
+    ] = f"127.0.0.1:{PORT}",
+    secret_file: Secret = None,
+    device_map: DeviceMap = None,
+    dtype: DType = None,
+) -> None:
+    """Run one node of a graph here, for graphs that name this process by --process; Ctrl-C ends it.
+
+    For example:
+
+    rc-agents graph node graph.yaml --name medical --listen 127.0.0.1:29400
+    """
+    from rc_agents import graph as graphs
+
+    secret = read_secret(secret_file) if secret_file else b""
+    with contextlib.redirect_stdout(sys.stderr):
+        server = graphs.NodeServer(
+            model,
+            name,
+            listen=address_of(listen),
+            settings=NodeSettings(secret=secret),
+            **_where(device_map, dtype),
+        )
+    host, port = server.address
+    print(f"{name} listens on {host}:{port}", flush=True)
+    try:
+        server.serve()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.close()
 
 
 @graph.command()
@@ -163,6 +219,18 @@ def show(
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror or error}") from error
     print(output)
+
+
+def _elsewhere(processes: Sequence[str] | None, secret_file: Path | None) -> dict[str, Any]:
+    """Returns where the nodes of other processes are."""
+    found: dict[str, str] = {}
+    for one in processes or ():
+        name, equals, address = one.partition("=")
+        if not equals or not name or not address:
+            raise ConfigError(f"--process takes NODE=HOST:PORT, got {one!r}")
+        found[name] = address
+    secret = read_secret(secret_file) if secret_file else b""
+    return {"processes": found, "settings": NodeSettings(secret=secret)}
 
 
 def _where(device_map: str | None, dtype: str | None) -> dict[str, Any]:

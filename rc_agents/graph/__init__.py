@@ -14,6 +14,7 @@ from .output import matched_width
 from .published import published
 from .replay import Replay
 from .report import Report, report
+from .serving import NodeServer
 from .start import ridge_start
 from .train import GraphTrainConfig, train
 
@@ -27,6 +28,7 @@ __all__ = [
     "LatentConfig",
     "LatentGraph",
     "NodeConfig",
+    "NodeServer",
     "OutputConfig",
     "Question",
     "Replay",

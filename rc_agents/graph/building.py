@@ -13,9 +13,11 @@ from ..assembly import Loader, Member
 from ..backbone import share_weights
 from ..config import ModelRef, check_choice
 from ..errors import ConfigError, nearest
+from ..nodes.settings import NodeSettings, address_of
 from ..placement import device_map_of, dtype_of, execution_device
 from .config import GraphConfig
 from .model import LatentGraph
+from .remote import RemoteNode
 
 
 def build(
@@ -29,6 +31,8 @@ def build(
     schedule: str = "lockstep",
     seed: int = 0,
     trust_remote_code: bool = False,
+    processes: Mapping[str, str] | None = None,
+    settings: NodeSettings | None = None,
 ) -> LatentGraph:
     """Loads a graph's models and joins them by fresh edges and a fresh output.
 
@@ -43,22 +47,31 @@ def build(
         schedule: "lockstep", or "threads": the nodes of one level run at once.
         seed: of the start of what trains.
         trust_remote_code: lets Hugging Face run code that comes with a model; off unless asked for.
+        processes: by node, "host:port" of the process that runs it (`serving.NodeServer`); the nodes of a level that
+            run elsewhere run at once under any schedule.
+        settings: deadlines and the secret for those.
 
     Raises:
         ConfigError, ModelError, PackageError: one line that says what to do.
+        LinkError: a process that cannot be reached.
     """
     config = GraphConfig.of(config)
     check_choice("schedule", schedule)
     names = list(config.nodes)
-    for what, given in (("models", models), ("tokenizers", tokenizers)):
+    given_by = {"models": models, "tokenizers": tokenizers, "processes": processes}
+    for what, given in given_by.items():
         for name in given or {}:
             if name not in names:
                 raise ConfigError(f"{what} names an unknown node {name!r}; {nearest(name, names)}")
     loader = Loader(
         names, device_map, dtype, tokenizers or {}, trust_remote_code, quantization=quantization
     )
+    remote: dict[str, RemoteNode] = {}
     for name, node in config.nodes.items():
-        if models and name in models:
+        if processes and name in processes:
+            place_of = address_of(processes[name], None)
+            remote[name] = RemoteNode(name, node, place_of, settings or NodeSettings())
+        elif models and name in models:
             loader.add(name, models[name])
         elif node.model.base is None:
             raise ConfigError(
@@ -69,22 +82,30 @@ def build(
             loader.members[name] = twin
         else:
             loader.add(name, node.model)
-    return assemble(config, loader.members, schedule=schedule, seed=seed)
+    return assemble(config, loader.members, remote, schedule=schedule, seed=seed)
 
 
 def assemble(
-    config: GraphConfig, members: Mapping[str, Member], *, schedule: str, seed: int
+    config: GraphConfig,
+    members: Mapping[str, Member],
+    remote: Mapping[str, RemoteNode],
+    *,
+    schedule: str,
+    seed: int,
 ) -> LatentGraph:
     """Joins loaded models; what trains starts as `seed` says, and the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        graph = LatentGraph(config, members, schedule)
+        graph = LatentGraph(config, members, schedule, remote)
     return place(graph)
 
 
 def place(graph: LatentGraph) -> LatentGraph:
     """Puts every edge where the node is that it leads into, and the output where the last node is that it reads."""
-    where = {name: execution_device(node.model) for name, node in graph.nodes.items()}
+    where = {
+        name: node.device if isinstance(node, RemoteNode) else execution_device(node.model)
+        for name, node in graph.nodes.items()
+    }
     home = where[graph.config.voice or graph.config.read[-1]]
     for name, module in (*graph.encode.items(), *graph.pools.items()):
         module.to(where[name])

@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from ..backbone import first_line, locate
 from ..checkpoint.files import write
-from ..checkpoint.identity import check_fingerprint, fingerprint, put, state_of
+from ..checkpoint.identity import check_fingerprint, put, state_of
 from ..errors import CheckpointError, ConfigError
 from .building import build
 from .config import GraphConfig
@@ -54,7 +54,7 @@ def save(graph: LatentGraph, folder: str | Path) -> None:
         "edges_sha256": digest,
         "temperature": graph.temperature,
         "routing": graph.routing,
-        "fingerprints": {name: fingerprint(member) for name, member in graph.members.items()},
+        "fingerprints": graph.fingerprints(),
     }
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -74,6 +74,9 @@ def _described(graph: LatentGraph) -> dict[str, Any]:
     data = graph.config.to_dict()
     for name, member in graph.members.items():
         data["nodes"][name]["model"] = member.ref.to_dict()
+    for name, node in graph.remote.items():
+        if not data["nodes"][name]["model"]:
+            data["nodes"][name]["model"] = node.card["model"]
     return data
 
 
@@ -114,6 +117,12 @@ def load(
     if check_fingerprints:
         for name, member in graph.members.items():
             check_fingerprint(path, described["fingerprints"].get(name), member)
+        for name, node in graph.remote.items():
+            if node.fingerprint != described["fingerprints"].get(name, node.fingerprint):
+                raise CheckpointError(
+                    f"{path}: the edges were made for another {name!r} than runs in its process; start that with the "
+                    "original model, or pass check_fingerprints=False"
+                )
     try:
         tensors = load_tensors(data)
     except (SafetensorError, ValueError) as error:
@@ -124,6 +133,15 @@ def load(
     graph.temperature = float(described["temperature"])
     graph.routing = dict(described["routing"])
     return graph
+
+
+def config_of(graph: GraphConfig | Mapping[str, Any] | str | Path) -> GraphConfig:
+    """Returns a graph's config: as it is, from data, from a file of YAML, or of a saved graph."""
+    if isinstance(graph, (str, Path)):
+        place = Path(graph).expanduser()
+        if place.is_dir() or not place.suffix:
+            return GraphConfig.of(_read(str(graph), None)[0]["graph"])
+    return GraphConfig.of(graph)
 
 
 def _read(path: str, revision: str | None) -> tuple[dict[str, Any], bytes]:

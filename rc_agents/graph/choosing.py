@@ -27,12 +27,14 @@ class Choice:
         text: of the choice; None where the question was not given as a `Question`.
         probabilities: of all choices, calibrated where the graph is.
         routing: by node that the output reads, how much it was listened to.
+        lost: nodes in other processes that could not be reached, without which this was answered.
     """
 
     place: int
     text: str | None
     probabilities: tuple[float, ...]
     routing: dict[str, float]
+    lost: tuple[str, ...] = ()
 
 
 @torch.inference_mode()
@@ -77,7 +79,8 @@ def choose(
             mean_N = routing_RN[places[row] : places[row + 1]].mean(0).tolist()
             text = given.choices[place] if isinstance(given, Question) else None
             routing = dict(zip(graph.config.read, mean_N, strict=True))
-            found.append(Choice(place, text, likely, routing))
+            lost = tuple(sorted(output.signals.lost))
+            found.append(Choice(place, text, likely, routing, lost))
     return found
 
 

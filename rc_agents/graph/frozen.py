@@ -45,6 +45,8 @@ class FrozenNode:
         ConfigError: it would be read before it hears.
     """
 
+    encodes = False
+
     def __init__(self, name: str, model: PreTrainedModel, node: NodeConfig) -> None:
         self.name, self.model, self.node = name, model, node
         blocks = backbone.num_blocks(model)
@@ -69,6 +71,12 @@ class FrozenNode:
     def device(self) -> torch.device:
         """Where its tokens go."""
         return input_device(self.model)
+
+    @property
+    def context(self) -> int | None:
+        """The tokens that its model was made for; None where it has no limit."""
+        config = self.model.config.get_text_config(decoder=True)
+        return getattr(config, "max_position_embeddings", None)
 
     def arguments(self, batch: Batch) -> dict[str, Any]:
         """Returns what the model's forward is called with."""
@@ -142,6 +150,8 @@ class EncoderNode:
         ConfigError: it hears others, or is read at its last position, which nothing makes the sum of the others.
     """
 
+    encodes = True
+
     def __init__(self, name: str, model: PreTrainedModel, node: NodeConfig) -> None:
         self.name, self.model, self.node = name, model, node
         if node.hears:
@@ -164,6 +174,10 @@ class EncoderNode:
     def device(self) -> torch.device:
         """Where its inputs go."""
         return execution_device(self.model)
+
+    @property
+    def context(self) -> None:
+        """It reads no tokens."""
 
     def states(self, batch: Batch, hear: Hear | None = None) -> tuple[Tensor, Tensor]:
         """Returns the states behind `layer`, (B, S, D), and which are real, (B, S).

@@ -32,7 +32,6 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..backbone import cache_argument, find_blocks
-from ..checkpoint.identity import fingerprint
 from ..errors import TrainingError
 from . import pooling
 from .frozen import EncoderNode, FrozenNode
@@ -67,8 +66,7 @@ class Kept:
     prints: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, member in self.graph.members.items():
-            self.prints[name] = fingerprint(member)
+        self.prints = self.graph.fingerprints()
         self.open: dict[Path, Any] = {}
         self.read: dict[tuple[str, Read], dict[str, Tensor]] = {}
 

@@ -15,6 +15,8 @@ Shapes: B texts, T tokens, S nodes heard, D width. Weights and arithmetic are fl
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,9 +127,31 @@ class Hear(nn.Module):
             said_BD: what `said` gave.
             heard_BTD: the states at the positions that hear.
         """
-        size = rms(heard_BTD.float()) if self.normalize else 1.0
-        added_BTD = self.strength() * size * said_BD.to(heard_BTD.device)[:, None]
-        return added_BTD.expand_as(heard_BTD).to(heard_BTD.dtype)
+        return added(said_BD, self.strength(), heard_BTD, normalize=self.normalize)
+
+
+def added(said_BD: Tensor, strength: Tensor, heard_BTD: Tensor, *, normalize: bool) -> Tensor:
+    """Returns strength rms(h) said, what is added to the states that hear, (B, T, D), in their dtype."""
+    size = rms(heard_BTD.float()) if normalize else 1.0
+    added_BTD = strength * size * said_BD.to(heard_BTD.device)[:, None]
+    return added_BTD.expand_as(heard_BTD).to(heard_BTD.dtype)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one node hears of one batch: the states that hear (B, T, D) -> what is added to them.
+
+    Attributes:
+        module: the edge into the node.
+        said: what the edge's `said` gave.
+    """
+
+    module: nn.Module
+    said: Any
+
+    def __call__(self, heard_BTD: Tensor) -> Tensor:
+        added_BTD: Tensor = self.module(self.said, heard_BTD)
+        return added_BTD
 
 
 class HearDirectly(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,22 +18,34 @@ import torch
 from torch import Tensor, nn
 
 from ..assembly import Member
+from ..checkpoint.identity import fingerprint
 from ..errors import ConfigError, InputError, nearest
 from ..execution.threads import WORKERS, torch_state
+from ..execution.wire import LinkError
 from . import pooling
 from .config import GraphConfig
 from .frozen import Batch, EncoderNode, FrozenNode, Hear, frozen_node
-from .latent import Encode, HearDirectly
+from .latent import Encode, Heard, HearDirectly
 from .latent import Hear as LatentHear
 from .output import READOUTS, VocabularyReadout
 from .reading import Texts, texts_of, together, tokenize
+from .remote import TEXTS, RemoteNode
 
 if TYPE_CHECKING:
     from .choosing import Choice
 
+logger = logging.getLogger(__name__)
+
+
+Node = FrozenNode | EncoderNode | RemoteNode
+
 
 class Run(Protocol):
     """Where a node's states come from: its model, or what was kept of an earlier pass."""
+
+    @property
+    def rows(self) -> int:
+        """Texts, B."""
 
     def states(self, name: str, hear: Hear | None) -> tuple[Tensor, Tensor]:
         """Returns a node's states (B, T, D) behind the block it is read at, and which are real (B, T)."""
@@ -47,8 +60,14 @@ class WholeRun:
         batches: what each reads.
     """
 
-    nodes: Mapping[str, FrozenNode | EncoderNode]
+    nodes: Mapping[str, Node]
     batches: Mapping[str, Batch]
+
+    @property
+    def rows(self) -> int:
+        """See `Run`."""
+        batch = next(iter(self.batches.values()))
+        return next(len(one) for one in batch.values() if isinstance(one, (Tensor, list)))
 
     def states(self, name: str, hear: Hear | None) -> tuple[Tensor, Tensor]:
         """See `Run`."""
@@ -66,12 +85,14 @@ class Signals:
         written: by node that is heard, its state in the latent space, (B, D_latent).
         latent: by node that hears, the aggregate that reached it, (B, D_latent).
         weights: by node that hears, how much each node it hears weighed, (B, S).
+        lost: by node in another process that could not be reached and showed nothing (zeros), why.
     """
 
     shown: dict[str, Tensor] = field(default_factory=dict)
     written: dict[str, Tensor] = field(default_factory=dict)
     latent: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,6 +119,7 @@ class LatentGraph(nn.Module):
         config: the graph.
         members: the loaded models by name of their node.
         schedule: "lockstep", one node after another, or "threads", the nodes of a level at once.
+        remote: the nodes whose models run in other processes.
 
     Attributes:
         temperature: by which scores are divided before they are called probabilities; see `choosing.calibrate`.
@@ -105,21 +127,25 @@ class LatentGraph(nn.Module):
     """
 
     def __init__(
-        self, config: GraphConfig, members: Mapping[str, Member], schedule: str = "lockstep"
+        self,
+        config: GraphConfig,
+        members: Mapping[str, Member],
+        schedule: str = "lockstep",
+        remote: Mapping[str, RemoteNode] | None = None,
     ) -> None:
         super().__init__()
         self.config, self.members, self.schedule = config, dict(members), schedule
+        self.remote = dict(remote or {})
         self.temperature = 1.0
         self.routing: dict[str, float] = {}
-        self.nodes = {
-            name: frozen_node(name, members[name].model, node)
+        self.nodes: dict[str, Node] = {
+            name: self.remote[name]
+            if name in self.remote
+            else frozen_node(name, members[name].model, node)
             for name, node in config.nodes.items()
         }
-        self.encoders = [name for name, member in self.members.items() if member.encodes]
-        if config.voice in self.encoders:
-            raise ConfigError(
-                f"the output's voice {config.voice!r} is an encoder, which has no words"
-            )
+        self.encoders = [name for name, node in self.nodes.items() if node.encodes]
+        self._check_voice()
         for name, member in self.members.items():
             setattr(self, f"lm_{name}", member.model)
         self.widths = {name: node.width for name, node in self.nodes.items()}
@@ -138,6 +164,13 @@ class LatentGraph(nn.Module):
         self.hear = nn.ModuleDict({name: self._hear(name) for name in config.hearing})
         self.readout = self._readout()
         self.eval()
+
+    def _check_voice(self) -> None:
+        voice = self.config.voice
+        if voice in self.encoders:
+            raise ConfigError(f"the output's voice {voice!r} is an encoder, which has no words")
+        if voice in self.remote:
+            raise ConfigError(f"the output's voice {voice!r} speaks in this process; load it here")
 
     def _hear(self, name: str) -> nn.Module:
         latent, node, width = self.config.latent, self.config.nodes[name], self.widths[name]
@@ -172,6 +205,11 @@ class LatentGraph(nn.Module):
         """Returns how many values train."""
         return sum(parameter.numel() for _, parameter in self.trainable_parameters())
 
+    def fingerprints(self) -> dict[str, str]:
+        """Returns a hash by node that tells its model from another."""
+        here = {name: fingerprint(member) for name, member in self.members.items()}
+        return here | {name: node.fingerprint for name, node in self.remote.items()}
+
     # A pass.
 
     def texts_of(self, texts: Texts) -> dict[str, list[Any]]:
@@ -184,16 +222,14 @@ class LatentGraph(nn.Module):
         Raises:
             InputError, TokenError: see `reading`.
         """
-        return {
-            name: together(name, each)
-            if name in self.encoders
-            else tokenize(name, self.members[name].tokenizer, each, self._limit(name))
-            for name, each in self.texts_of(texts).items()
-        }
+        return {name: self._batch(name, each) for name, each in self.texts_of(texts).items()}
 
-    def _limit(self, name: str) -> int | None:
-        config = self.members[name].model.config.get_text_config(decoder=True)
-        return getattr(config, "max_position_embeddings", None)
+    def _batch(self, name: str, read: list[Any]) -> dict[str, Any]:
+        if name in self.encoders:
+            return together(name, read)
+        if name in self.remote:
+            return {TEXTS: read}
+        return tokenize(name, self.members[name].tokenizer, read, self.nodes[name].context)
 
     def forward(
         self,
@@ -253,19 +289,27 @@ class LatentGraph(nn.Module):
 
     def _level(self, names: Sequence[str], run: Run, found: Signals) -> list[Tensor]:
         """Returns what the nodes of one level show; independent of one another, so at once under threads."""
-        hears = [self.hearing(name, found) for name in names]
-        if self.schedule != "threads" or len(names) < 2:
-            return [self._shown(name, run, hear) for name, hear in zip(names, hears, strict=True)]
+        tasks = [(name, run, self.hearing(name, found), found) for name in names]
+        apart = [self.schedule == "threads" or name in self.remote for name in names]
+        if len(names) < 2 or not any(apart):
+            return [self._shown(*task) for task in tasks]
         enter = torch_state()
 
-        def work(name: str, hear: Hear | None) -> Tensor:
+        def work(*task: Any) -> Tensor:
             with enter():
-                return self._shown(name, run, hear)
+                return self._shown(*task)
 
-        first, *others = zip(names, hears, strict=True)
-        waits = [WORKERS.submit(work, *one) for one in others]
-        mine = contextvars.copy_context().run(work, *first)
-        return [mine, *(wait.result() for wait in waits)]
+        waits = {
+            task[0]: WORKERS.submit(work, *task)
+            for task, own in zip(tasks, apart, strict=True)
+            if own
+        }
+        here = {
+            task[0]: contextvars.copy_context().run(work, *task)
+            for task in tasks
+            if task[0] not in waits
+        }
+        return [waits[name].result() if name in waits else here[name] for name in names]
 
     def hearing(self, name: str, found: Signals) -> Hear | None:
         """Returns what a node hears, as what is added to the states that hear; None for one that hears nobody."""
@@ -274,11 +318,17 @@ class LatentGraph(nn.Module):
         module: Any = self.hear[name]
         if isinstance(module, LatentHear):
             found.latent[name], found.weights[name] = module.latent(found.written)
-        said = module.said(found.written, found.shown)
-        return lambda heard_BTD: module(said, heard_BTD)
+        return Heard(module, module.said(found.written, found.shown))
 
-    def _shown(self, name: str, run: Run, hear: Hear | None) -> Tensor:
-        states_BTD, mask_BT = run.states(name, hear)
+    def _shown(self, name: str, run: Run, hear: Hear | None, found: Signals) -> Tensor:
+        try:
+            states_BTD, mask_BT = run.states(name, hear)
+        except LinkError as error:
+            if self.training:
+                raise
+            logger.warning("%s; the graph answers without it", error)
+            found.lost[name] = str(error)
+            return torch.zeros(run.rows, self.widths[name])
         return self.pooled(name, states_BTD, mask_BT)
 
     def pooled(self, name: str, states_BTD: Tensor, mask_BT: Tensor) -> Tensor:

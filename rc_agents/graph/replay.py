@@ -114,6 +114,11 @@ class ReplayRun:
     replay: Replay
     texts: Mapping[str, Sequence[Read]]
 
+    @property
+    def rows(self) -> int:
+        """See `model.Run`."""
+        return len(next(iter(self.texts.values())))
+
     def states(self, name: str, hear: Hear | None) -> tuple[Tensor, Tensor]:
         """See `model.Run`."""
         node = self.replay.graph.nodes[name]

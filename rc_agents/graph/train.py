@@ -17,7 +17,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..checkpoint.identity import fingerprint
 from ..errors import TrainingError
 from ..questions import Question
 from ..training import run_folder
@@ -165,6 +164,10 @@ def _check(
         raise TrainingError(
             "states are kept for graphs that choose; leave out keep for one that speaks"
         )
+    if keep is not None and graph.remote:
+        raise TrainingError(
+            f"states are kept of models in this process; leave out keep, as {min(graph.remote)!r} runs in another"
+        )
     if resume:
         run_folder.check_there(run_folder.unfinished(Path(str(output))))
 
@@ -229,7 +232,7 @@ def _identity(
     """Returns what a run must have in common with one that it goes on with."""
     bases = {}
     if config.save_steps:
-        bases = {name: fingerprint(member) for name, member in graph.members.items()}
+        bases = graph.fingerprints()
     settings = {
         name: value for name, value in asdict(config).items() if name not in ("keep", "report_to")
     }
