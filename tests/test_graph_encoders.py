@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rc_agents import questions
 from rc_agents import graph as graphs
+from rc_agents import questions
 from rc_agents.errors import ConfigError, DataError, RCError
 from rc_agents.graph.reading import Shown
 from tests.eyes import CONFIGS, tiny_encoder
@@ -38,13 +38,13 @@ def seeing(kind="vit", **changed):
     return graphs.build(config, models, tokenizers={"reader": tokenizer, "judge": tokenizer})
 
 
-def shown(kind="vit", rows=len(ASKED), seed=0):
+def shown(kind="vit", rows=6, seed=0):
     """So many inputs of one row each."""
     whole = looks(kind, rows, seed)
     return [{name: value[row : row + 1] for name, value in whole.items()} for row in range(rows)]
 
 
-def told(kind="vit", rows=len(TEXTS), seed=0):
+def told(kind="vit", rows=4, seed=0):
     """What every node reads."""
     return {"eye": shown(kind, rows, seed), "reader": TEXTS[:rows], "judge": TEXTS[:rows]}
 
@@ -177,7 +177,7 @@ def test_as_many_are_shown_as_are_asked():
     config = seeing().config
     with pytest.raises(DataError, match="node 'eye' is shown 2 inputs for 6 questions"):
         graphs.ask(config, ASKED, shown={"eye": shown(rows=2)})
-    with pytest.raises(ConfigError, match="unknown node 'eyes'.*did you mean 'eye'"):
+    with pytest.raises(ConfigError, match=r"unknown node 'eyes'.*did you mean 'eye'"):
         graphs.ask(config, ASKED, shown={"eyes": shown()})
 
 

@@ -13,8 +13,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
-from rc_agents.adapters.lm_eval import LOCAL_TASKS, EnsembleLM, ScorerLM, evaluate
-from rc_agents.adapters.lm_eval import report
+from rc_agents.adapters.lm_eval import LOCAL_TASKS, EnsembleLM, ScorerLM, evaluate, report
 from rc_agents.adapters.lm_eval.report import TASKS, to_json
 from rc_agents.adapters.lm_eval.running import quiet
 

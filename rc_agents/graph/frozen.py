@@ -158,7 +158,8 @@ class EncoderNode:
             raise ConfigError(f"node {name!r} is an encoder, which hears nobody; leave out hears")
         if node.pooling == "last":
             raise ConfigError(
-                f"node {name!r} is an encoder, whose last position stands for no other; set pooling to mean or attention"
+                f"node {name!r} is an encoder, whose last position stands for no other; set pooling to mean or "
+                "attention"
             )
         try:
             self.at = self.layer = node.block("layer", backbone.num_blocks(model))

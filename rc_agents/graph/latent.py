@@ -150,6 +150,7 @@ class Heard:
     said: Any
 
     def __call__(self, heard_BTD: Tensor) -> Tensor:
+        """Returns what is added, (B, T, D)."""
         added_BTD: Tensor = self.module(self.said, heard_BTD)
         return added_BTD
 

@@ -70,6 +70,23 @@ def texts_of(
     Raises:
         InputError: no text, an empty one, one text in place of a list, a node without texts, or unequal counts.
     """
+    _check_given(texts, names, encoders)
+    found = {name: list(texts[name] if isinstance(texts, Mapping) else texts) for name in names}
+    _check_counts(found)
+    for name, each in found.items():
+        if name in encoders:
+            found[name] = [_shown(name, place, one) for place, one in enumerate(each)]
+            continue
+        for place, text in enumerate(each):
+            if not isinstance(text, str) or not text:
+                raise InputError(
+                    f"text {place} of node {name!r} is {_said(text)}; expected text that is not empty"
+                )
+    return found
+
+
+def _check_given(texts: Texts, names: Sequence[str], encoders: Collection[str]) -> None:
+    """Raises `InputError` unless there is a list for all nodes, or one by node."""
     if isinstance(texts, str):
         raise InputError(
             "texts is a list of texts, or a mapping of lists by node; got one text: put it in a list"
@@ -90,23 +107,16 @@ def texts_of(
             raise InputError(
                 f"no texts for node {missing[0]!r}; give every node its own, or one list for all"
             )
-    found = {name: list(texts[name] if isinstance(texts, Mapping) else texts) for name in names}
+
+
+def _check_counts(found: Mapping[str, Sequence[Any]]) -> None:
+    """Raises `InputError` unless all nodes read as many, and something."""
     counts = {name: len(each) for name, each in found.items()}
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(f"every node reads as many texts as the others, got {shown}")
-    for name, each in found.items():
-        if not each:
-            raise InputError("no texts; pass at least one")
-        if name in encoders:
-            found[name] = [_shown(name, place, one) for place, one in enumerate(each)]
-            continue
-        for place, text in enumerate(each):
-            if not isinstance(text, str) or not text:
-                raise InputError(
-                    f"text {place} of node {name!r} is {_said(text)}; expected text that is not empty"
-                )
-    return found
+    if not any(counts.values()):
+        raise InputError("no texts; pass at least one")
 
 
 def _said(text: Any) -> str:

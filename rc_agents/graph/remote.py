@@ -200,7 +200,7 @@ class _There(torch.autograd.Function):
         strength: Tensor,
         node: RemoteNode,
         batch: Batch,
-        normalize: bool,  # noqa: FBT001 (autograd passes by place)
+        normalize: bool,
     ) -> tuple[Tensor, Tensor]:
         needed = any(ctx.needs_input_grad[:2])
         kept: list[int] | None = [] if needed else None
