@@ -5,16 +5,18 @@ from .asking import Asked, ask
 from .building import build
 from .checkpoint import load
 from .choosing import Choice, calibrate, choose
-from .config import GraphConfig, LatentConfig, NodeConfig, OutputConfig
+from .config import GraphConfig
 from .drawing import draw
 from .kept import Kept
 from .members import answer_probabilities, letter_probabilities
-from .model import GraphOutput, LatentGraph, Signals
+from .model import LatentGraph
 from .output import matched_width
 from .published import published
 from .replay import Replay
 from .report import Report, report
 from .serving import NodeServer
+from .settings import LatentConfig, NodeConfig, OutputConfig
+from .signals import GraphOutput, Signals
 from .start import ridge_start
 from .train import GraphTrainConfig, train
 

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError, nearest
 from ..questions import Question, answered, lettered
-from .config import GraphConfig, OutputConfig
-from .model import GraphOutput, LatentGraph, Run
+from .config import GraphConfig
+from .model import LatentGraph
 from .reading import Read, Shown
+from .settings import OutputConfig
+from .signals import GraphOutput, Run
 
 OneRun = Callable[[dict[str, list[Read]]], Run | None]
 """Texts by node -> where their states come from; None for the models themselves."""

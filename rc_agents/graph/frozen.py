@@ -18,8 +18,8 @@ from .. import backbone
 from ..errors import ConfigError
 from ..execution.protocol import NO_LOGITS, Call
 from ..placement import execution_device, input_device
-from .config import NodeConfig
 from .pooling import last_places
+from .settings import NodeConfig
 
 Batch = Mapping[str, Any]
 """`input_ids` and `attention_mask`, (B, T), padded on the left; or an encoder's own inputs of B rows."""

@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,23 +28,26 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..backbone import cache_argument, find_blocks
+from ..backbone import cache_argument
 from ..errors import TrainingError
-from . import pooling
-from .frozen import EncoderNode, FrozenNode
+from .frozen import FrozenNode
 from .model import LatentGraph
+from .parts import (
+    STATES,
+    Enough,
+    condensed,
+    keeps_cache,
+    names_of,
+    on_disk,
+    parts_of,
+    recorded,
+    recording,
+)
 from .reading import Read, Texts, together, tokenize
 
 CHUNK = 32  # texts a file and a pass
 FORMAT = 1
-STATES, ENTERING, BEFORE = "states", "entering", "before"
-
-
-class _Enough(Exception):
-    """All states that are wanted have been noted."""
 
 
 @dataclass
@@ -131,9 +134,9 @@ class Kept:
         node = self.graph.nodes[name]
         states_BSD, real_BS = node.states(together(name, chunk))
         rows = (states[real] for states, real in zip(states_BSD, real_BS, strict=True))
-        kept = (_condensed(row, node.node.pooling) for row in rows)
+        kept = (condensed(row, node.node.pooling) for row in rows)
         self._save(
-            name, chunk, {f"{place}/{STATES}": _on_disk(one) for place, one in enumerate(kept)}
+            name, chunk, {f"{place}/{STATES}": on_disk(one) for place, one in enumerate(kept)}
         )
 
     @torch.no_grad()
@@ -143,21 +146,21 @@ class Kept:
         member = self.graph.members[first.name]
         batch = tokenize(first.name, member.tokenizer, chunk, None)
         blocks = {block for node in nodes.values() for block in (node.at, node.layer)}
-        caches = any(_keeps_cache(node) for node in nodes.values())
-        cache = _recording(first) if caches else None
-        with _recorded(first, blocks) as states:
+        caches = any(keeps_cache(node) for node in nodes.values())
+        cache = recording(first) if caches else None
+        with recorded(first, blocks) as states:
             arguments = first.arguments(batch) | {"use_cache": caches}
             if caches:
                 arguments[cache_argument(first.model)] = cache
-            with suppress(_Enough):
+            with suppress(Enough):
                 first.model(**arguments, return_dict=True)
         mask = batch["attention_mask"]
         for name, node in nodes.items():
             tensors: dict[str, Tensor] = {}
             for place in range(len(chunk)):
                 begin = int(mask.shape[1] - mask[place].sum())
-                for part, tensor in _parts(node, states, cache, place, begin):
-                    tensors[f"{place}/{part}"] = _on_disk(tensor)
+                for part, tensor in parts_of(node, states, cache, place, begin):
+                    tensors[f"{place}/{part}"] = on_disk(tensor)
             self._save(name, chunk, tensors)
 
     def _save(self, name: str, chunk: Sequence[Read], tensors: dict[str, Tensor]) -> None:
@@ -185,7 +188,7 @@ class Kept:
         if file not in self.open:
             self.open[file] = safe_open(file, "pt")
         opened, start = self.open[file], f"{place}/"
-        names = _names_of(self.graph.nodes[name])
+        names = names_of(self.graph.nodes[name])
         found = {part: opened.get_tensor(start + part) for part in names}
         size = sum(tensor.nbytes for tensor in found.values())
         if size <= self.memory:
@@ -196,106 +199,3 @@ class Kept:
 
 def _hash(texts: Sequence[Read]) -> str:
     return hashlib.sha256(json.dumps(list(map(str, texts))).encode()).hexdigest()[:32]
-
-
-def _on_disk(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().clone()
-
-
-def _keeps_cache(node: FrozenNode | EncoderNode) -> bool:
-    return bool(node.node.hears) and node.node.position == "last"
-
-
-def _names_of(node: FrozenNode | EncoderNode) -> list[str]:
-    """Returns the parts that are kept of a text for a node."""
-    if not node.node.hears:
-        return [STATES]
-    names = [ENTERING]
-    if node.node.position == "last":
-        names += [f"{kind}{layer}" for layer in range(node.at, node.layer) for kind in "kv"]
-        if node.node.pooling != "last":
-            names.append(BEFORE)
-    return names
-
-
-def _parts(
-    node: FrozenNode,
-    states: Mapping[int, Tensor],
-    cache: DynamicCache | None,
-    place: int,
-    begin: int,
-) -> Iterator[tuple[str, Tensor]]:
-    """Yields what is kept of one text: row `place` of a pass, from token `begin` on."""
-    read_TD = states[node.layer][place, begin:]
-    if not node.node.hears:
-        yield STATES, _condensed(read_TD, node.node.pooling)
-        return
-    entering_TD = states[node.at][place, begin:]
-    if node.node.position == "all":
-        yield ENTERING, entering_TD
-        return
-    yield ENTERING, entering_TD[-1:]
-    if node.node.pooling != "last":
-        yield BEFORE, read_TD[:-1]
-    assert cache is not None
-    for layer in range(node.at, node.layer):
-        keys, values = _of_layer(node, cache, layer, states[node.at].shape[1])
-        yield f"k{layer}", keys[place, :, begin:-1]
-        yield f"v{layer}", values[place, :, begin:-1]
-
-
-def _condensed(states_TD: Tensor, kind: str) -> Tensor:
-    """All that pooling needs of a text: (1, D), or (T, D) for attention."""
-    if kind == "attention":
-        return states_TD
-    mask = torch.ones(1, len(states_TD), dtype=torch.long)
-    pool = pooling.last if kind == "last" else pooling.mean
-    return pool(states_TD[None].float(), mask).to(states_TD.dtype)
-
-
-def _recording(node: FrozenNode) -> DynamicCache:
-    """Returns a cache that keeps the keys and values of all tokens, beyond a sliding window too."""
-    cache = DynamicCache(config=node.model.config.get_text_config(decoder=True))
-    for layer in cache.layers:
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            layer.activate_past_recording()
-    return cache
-
-
-def _of_layer(
-    node: FrozenNode, cache: DynamicCache, layer: int, width: int
-) -> tuple[Tensor, Tensor]:
-    held = cache.layers[layer] if layer < len(cache.layers) else None
-    keys, values = (getattr(held, part, None) for part in ("keys", "values"))
-    kept = type(held) in (DynamicLayer, DynamicSlidingWindowLayer)
-    if not kept or not isinstance(keys, Tensor) or keys.shape[-2] != width:
-        raise TrainingError(
-            f"node {node.name!r} of type {node.model.config.model_type!r} keeps no keys and values of "
-            f"{width} tokens to replay: train with keep=None, or let it hear at position='all'"
-        )
-    assert isinstance(values, Tensor)
-    return keys, values
-
-
-@contextmanager
-def _recorded(node: FrozenNode, blocks: Iterable[int]) -> Iterator[dict[int, Tensor]]:
-    """While inside, notes the states behind some blocks of a node's model, and runs it no further."""
-    found: dict[int, Tensor] = {}
-
-    def note(block: int, output: Any) -> None:
-        found[block] = output[0] if isinstance(output, tuple) else output
-        if len(found) == len(wanted):
-            raise _Enough
-
-    wanted = set(blocks)
-    handles = [
-        find_blocks(node.model)[block - 1].register_forward_hook(
-            lambda _, args, output, block=block: note(block, output)
-        )
-        for block in wanted
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..bridges import Bridge, rms
 from ..config import BridgeConfig
-from .config import LatentConfig, NodeConfig
+from .settings import LatentConfig, NodeConfig
 
 EPS = 1e-6
 

@@ -11,7 +11,8 @@ from ..errors import ConfigError
 from ..questions import LETTERS, Question, unanswered
 from ..scoring import CausalScorer
 from .asking import Asked, OneRun
-from .model import LatentGraph, WholeRun
+from .model import LatentGraph
+from .signals import WholeRun
 
 
 @torch.inference_mode()

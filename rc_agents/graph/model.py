@@ -7,109 +7,27 @@ After Armstrong, Ayoobi and Mukherjee, "Dead Weights, Live Signals: Feedforward 
 from __future__ import annotations
 
 import contextlib
-import contextvars
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from ..assembly import Member
 from ..checkpoint.identity import fingerprint
 from ..errors import ConfigError, InputError, nearest
-from ..execution.threads import WORKERS, torch_state
-from ..execution.wire import LinkError
-from . import pooling
+from . import levels, pooling
 from .config import GraphConfig
-from .frozen import Batch, EncoderNode, FrozenNode, Hear, frozen_node
-from .latent import Encode, Heard, HearDirectly
+from .frozen import Batch, frozen_node
+from .latent import Encode, HearDirectly
 from .latent import Hear as LatentHear
 from .output import READOUTS, VocabularyReadout
 from .reading import Texts, texts_of, together, tokenize
 from .remote import TEXTS, RemoteNode
+from .signals import GraphOutput, Node, Run, Signals, WholeRun
 
 if TYPE_CHECKING:
     from .choosing import Choice
-
-logger = logging.getLogger(__name__)
-
-
-Node = FrozenNode | EncoderNode | RemoteNode
-
-
-class Run(Protocol):
-    """Where a node's states come from: its model, or what was kept of an earlier pass."""
-
-    @property
-    def rows(self) -> int:
-        """Texts, B."""
-
-    def states(self, name: str, hear: Hear | None) -> tuple[Tensor, Tensor]:
-        """Returns a node's states (B, T, D) behind the block it is read at, and which are real (B, T)."""
-
-
-@dataclass
-class WholeRun:
-    """Every node's model runs.
-
-    Args:
-        nodes: by name.
-        batches: what each reads.
-    """
-
-    nodes: Mapping[str, Node]
-    batches: Mapping[str, Batch]
-
-    @property
-    def rows(self) -> int:
-        """See `Run`."""
-        batch = next(iter(self.batches.values()))
-        return next(len(one) for one in batch.values() if isinstance(one, (Tensor, list)))
-
-    def states(self, name: str, hear: Hear | None) -> tuple[Tensor, Tensor]:
-        """See `Run`."""
-        grad = torch.is_grad_enabled() and hear is not None
-        with torch.set_grad_enabled(grad):
-            return self.nodes[name].states(self.batches[name], hear)
-
-
-@dataclass
-class Signals:
-    """What went through a graph.
-
-    Attributes:
-        shown: by node, the pooled state that it was read as, (B, D).
-        written: by node that is heard, its state in the latent space, (B, D_latent).
-        latent: by node that hears, the aggregate that reached it, (B, D_latent).
-        weights: by node that hears, how much each node it hears weighed, (B, S).
-        lost: by node in another process that could not be reached and showed nothing (zeros), why.
-    """
-
-    shown: dict[str, Tensor] = field(default_factory=dict)
-    written: dict[str, Tensor] = field(default_factory=dict)
-    latent: dict[str, Tensor] = field(default_factory=dict)
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    lost: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class GraphOutput:
-    """What a graph answers.
-
-    Attributes:
-        logits: scores of the choices (B, K), or of the vocabulary (B, T, V).
-        routing: the output's weights over the nodes that it reads, (B, heads, K or T, N).
-        signals: what went through the graph.
-        loss: cross-entropy in nats, where labels were given.
-    """
-
-    logits: Tensor
-    routing: Tensor
-    signals: Signals
-    loss: Tensor | None = None
 
 
 class LatentGraph(nn.Module):
@@ -270,75 +188,8 @@ class LatentGraph(nn.Module):
         return speak(self, batches, run, labels, without)
 
     def signals(self, run: Run, names: Any, without: Sequence[str] = ()) -> Signals:
-        """Runs nodes level by level.
-
-        Args:
-            run: where their states come from.
-            names: the nodes to run; those they hear must be among them.
-            without: nodes that show nothing.
-        """
-        found = Signals()
-        for level in self.config.levels:
-            chosen = [name for name in level if name in names]
-            for name, shown in zip(chosen, self._level(chosen, run, found), strict=True):
-                cut = name in without
-                found.shown[name] = torch.zeros_like(shown) if cut else shown
-                if name in self.encode:
-                    found.written[name] = self.encode[name](found.shown[name])
-        return found
-
-    def _level(self, names: Sequence[str], run: Run, found: Signals) -> list[Tensor]:
-        """Returns what the nodes of one level show; independent of one another, so at once under threads."""
-        tasks = [(name, run, self.hearing(name, found), found) for name in names]
-        apart = [self.schedule == "threads" or name in self.remote for name in names]
-        if len(names) < 2 or not any(apart):
-            return [self._shown(*task) for task in tasks]
-        enter = torch_state()
-
-        def work(*task: Any) -> Tensor:
-            with enter():
-                return self._shown(*task)
-
-        waits = {
-            task[0]: WORKERS.submit(work, *task)
-            for task, own in zip(tasks, apart, strict=True)
-            if own
-        }
-        here = {
-            task[0]: contextvars.copy_context().run(work, *task)
-            for task in tasks
-            if task[0] not in waits
-        }
-        return [waits[name].result() if name in waits else here[name] for name in names]
-
-    def hearing(self, name: str, found: Signals) -> Hear | None:
-        """Returns what a node hears, as what is added to the states that hear; None for one that hears nobody."""
-        if name not in self.hear:
-            return None
-        module: Any = self.hear[name]
-        if isinstance(module, LatentHear):
-            found.latent[name], found.weights[name] = module.latent(found.written)
-        return Heard(module, module.said(found.written, found.shown))
-
-    def _shown(self, name: str, run: Run, hear: Hear | None, found: Signals) -> Tensor:
-        try:
-            states_BTD, mask_BT = run.states(name, hear)
-        except LinkError as error:
-            if self.training:
-                raise
-            logger.warning("%s; the graph answers without it", error)
-            found.lost[name] = str(error)
-            return torch.zeros(run.rows, self.widths[name])
-        return self.pooled(name, states_BTD, mask_BT)
-
-    def pooled(self, name: str, states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Returns what a node shows of its states, (B, D) in float32."""
-        kind = self.config.nodes[name].pooling
-        if kind == "attention":
-            pool: Any = self.pools[name]
-        else:
-            pool = pooling.last if kind == "last" else pooling.mean
-        return pool(states_BTD, mask_BT.to(states_BTD.device)).float()
+        """Runs some nodes level by level; see `levels.signals`."""
+        return levels.signals(self, run, names, without)
 
     # Who answers.
 

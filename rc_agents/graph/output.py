@@ -15,8 +15,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .config import OutputConfig
 from .latent import unit
+from .settings import OutputConfig
 
 
 class CrossAttention(nn.Module):

@@ -16,8 +16,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..assembly import Member
 from ..backbone import skeleton
 from ..config import ModelRef
-from .config import GraphConfig, LatentConfig, NodeConfig, OutputConfig
+from .config import GraphConfig
 from .model import LatentGraph
+from .settings import LatentConfig, NodeConfig, OutputConfig
 
 LEVEL_ONE = {
     "llama": "meta-llama/Llama-3.2-1B",

@@ -20,11 +20,11 @@ from ..errors import ConfigError, InputError, ModelRunError
 from ..execution.wire import MOST_BODY, Channel, Frame, LinkError
 from ..nodes.handshake import PROTOCOL, disagreement, greet, next_frame, versions
 from ..nodes.settings import NodeSettings
-from .config import NodeConfig
 from .frozen import Batch
 from .frozen import Hear as Heard
 from .latent import Hear
 from .latent import Heard as Said
+from .settings import NodeConfig
 
 GRAPH = "graph node"  # in the place of an ensemble's identity
 TEXTS = "texts"

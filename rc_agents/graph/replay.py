@@ -24,8 +24,9 @@ from ..backbone import (
 from ..errors import TrainingError
 from ..execution.protocol import NO_LOGITS, Call
 from .frozen import FrozenNode, Hear
-from .kept import BEFORE, ENTERING, STATES, Kept
+from .kept import Kept
 from .model import LatentGraph
+from .parts import BEFORE, ENTERING, STATES
 from .reading import Read, Texts, tokenize
 
 TOLERANCE = 1e-3  # of the largest score, in float32
@@ -109,18 +110,18 @@ class Replay:
 
 @dataclass
 class ReplayRun:
-    """One batch of a replay; see `model.Run`."""
+    """One batch of a replay; see `signals.Run`."""
 
     replay: Replay
     texts: Mapping[str, Sequence[Read]]
 
     @property
     def rows(self) -> int:
-        """See `model.Run`."""
+        """See `signals.Run`."""
         return len(next(iter(self.texts.values())))
 
     def states(self, name: str, hear: Hear | None) -> tuple[Tensor, Tensor]:
-        """See `model.Run`."""
+        """See `signals.Run`."""
         node = self.replay.graph.nodes[name]
         rows = [self.replay.kept.row(name, text) for text in self.texts[name]]
         if hear is None:

@@ -23,7 +23,8 @@ from ..errors import TrainingError
 from ..training.closed_form import NormalEquations
 from .asking import Asked, OneRun, texts_by_node
 from .latent import Hear, unit
-from .model import LatentGraph, Signals, WholeRun
+from .model import LatentGraph
+from .signals import Signals, WholeRun
 
 
 @dataclass(frozen=True)

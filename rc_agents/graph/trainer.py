@@ -15,7 +15,8 @@ from transformers import TrainingArguments
 from ..training.data import Pair
 from ..training.judged import LOSS, JudgedTrainer
 from .asking import OneRun, answer
-from .model import GraphOutput, LatentGraph
+from .model import LatentGraph
+from .signals import GraphOutput
 from .speaking import spoken
 
 GRADIENT, ROUTING, SIMILARITY, WEIGHT = "gradient", "routing", "similarity", "weight"

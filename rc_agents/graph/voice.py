@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
+from . import levels
 from .frozen import Batch, Hear
 from .reading import Texts
+from .signals import GraphOutput, Run, Signals, WholeRun
 
 if TYPE_CHECKING:
-    from .model import GraphOutput, LatentGraph, Run, Signals
+    from .model import LatentGraph
 
 
 def speak(
@@ -40,8 +42,6 @@ def speak(
         labels: the voice's tokens (B, T), -100 where none is predicted; its answers. None reads the batch's end.
         without: nodes that show nothing.
     """
-    from .model import GraphOutput
-
     voice = graph.config.voice
     assert voice is not None
     batch, node = batches[voice], graph.nodes[voice]
@@ -71,7 +71,7 @@ def _acts(
     voice = graph.config.voice
     assert voice is not None
     node, first = graph.nodes[voice], {"pass": True}
-    hear = graph.hearing(voice, heard)
+    hear = levels.hearing(graph, voice, heard)
 
     def listen(states_BTD: Tensor) -> Tensor:
         assert hear is not None
@@ -83,7 +83,7 @@ def _acts(
 
     def show(states_BTD: Tensor) -> Tensor:
         if first["pass"]:
-            heard.shown[voice] = graph.pooled(voice, states_BTD, prompt_BT)
+            heard.shown[voice] = levels.pooled(graph, voice, states_BTD, prompt_BT)
             first["pass"] = False
         return states_BTD
 
@@ -134,8 +134,6 @@ def generate(graph: LatentGraph, texts: Texts, **options: Any) -> list[str]:
         raise ConfigError(
             "this graph chooses and has no voice; build it with output readout='vocabulary'"
         )
-    from .model import WholeRun
-
     batches = graph.read_texts(texts)
     node, batch = graph.nodes[voice], batches[voice]
     rows = max(int(options.get(name) or 1) for name in ("num_beams", "num_return_sequences"))
