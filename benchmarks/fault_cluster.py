@@ -6,12 +6,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from rc_agents.benchmarks.fault_relay import Relay
+from rc_agents.benchmarks.fault_relay import Loopback, Relay
+from rc_agents.benchmarks.fault_segment import Cable, Segment, entered
 
 import rc_agents
 from rc_agents.nodes import Node, NodeSettings, connect
@@ -20,44 +20,69 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["rc_agents.nodes", "transformers.models.auto.modeling_auto"])
 
 
-def serve(folder: str, name: str, anchor: tuple[str, int], settings: NodeSettings) -> None:
+def serve(
+    folder: str,
+    name: str,
+    anchor: tuple[str, int],
+    settings: NodeSettings,
+    host: str = "127.0.0.1",
+    namespace: str | None = None,
+) -> None:
     """The body of a specialist's process."""
     torch.set_num_threads(1)
-    with contextlib.suppress(rc_agents.RCError):
-        Node(folder, name, settings=settings).serve(anchor, patience=20.0)
+    with (
+        entered(namespace) if namespace else contextlib.nullcontext(),
+        contextlib.suppress(rc_agents.RCError),
+    ):
+        node = Node(folder, name, settings=settings, listen=(host, 0))
+        node.serve(anchor, patience=60.0)
 
 
 @dataclass
 class Specialist:
-    """One specialist's process, and the relay between it and the anchor's."""
+    """One specialist's process, and what is between it and the others."""
 
     name: str
     process: Any
-    relay: Relay
+    link: Relay | Cable
 
 
 class Cluster:
-    """An ensemble in processes on loopback, each behind a relay, and the same ensemble in this process.
+    """An ensemble in processes of their own, and the same ensemble in this process.
 
     Args:
         folder: its checkpoint.
-        settings: of its processes.
+        settings: of its processes; the network adds the secret.
+        network: what is between the processes: relays on loopback, or a segment of namespaces.
+
+    Attributes:
+        kinds: of faults that the network can do.
     """
 
-    def __init__(self, folder: str, settings: NodeSettings) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(
+        self, folder: str, settings: NodeSettings, network: Loopback | Segment | None = None
+    ) -> None:
+        network = network or Loopback()
+        self.kinds = network.kinds
+        self.folder, self.settings = folder, replace(settings, secret=network.secret)
         self.single = rc_agents.CoupledForCausalLM.from_pretrained(folder)
-        self.model = connect(folder, settings=settings, wait=None)
+        with network.entered():
+            self.model = connect(folder, listen=network.listen, settings=self.settings, wait=None)
         self.hub: Any = self.model.elsewhere
-        self.specialists = {name: self._start(name) for name in self.model.specialists}
-        self.hub.wait_for(self.specialists, 60.0)
+        self.specialists: dict[str, Specialist] = {}
+        try:
+            for name in self.model.specialists:
+                self.specialists[name] = self._start(name, network.link(self.hub.door.address))
+            self.hub.wait_for(self.specialists, 60.0)
+        except BaseException:
+            self.close()
+            raise
 
-    def _start(self, name: str, relay: Relay | None = None) -> Specialist:
-        relay = relay or Relay(self.hub.door.address)
-        arguments = (self.folder, name, relay.address, self.settings)
+    def _start(self, name: str, link: Relay | Cable) -> Specialist:
+        arguments = (self.folder, name, link.address, self.settings, link.host, link.namespace)
         process = PROCESSES.Process(target=serve, args=arguments, daemon=True)
         process.start()
-        return Specialist(name, process, relay)
+        return Specialist(name, process, link)
 
     def strike(self, name: str, kind: str, seconds: float) -> None:
         """Does it."""
@@ -66,24 +91,19 @@ class Cluster:
             os.kill(one.process.pid, signal.SIGKILL)
         elif kind == "stop":
             os.kill(one.process.pid, signal.SIGSTOP)
-        elif kind == "cut":
-            one.relay.swallows = True
-        elif kind == "reset":
-            one.relay.reset()
-        elif kind == "stall":
-            one.relay.held_until = time.monotonic() + seconds
+        else:
+            one.link.strike(kind, seconds)
 
     def mend(self, name: str, kind: str) -> None:
         """Takes the fault away and waits until the specialist is back."""
         one = self.specialists[name]
         if kind == "kill":
             one.process.join(10.0)
-            self.specialists[name] = self._start(name, one.relay)
+            self.specialists[name] = self._start(name, one.link)
         elif kind == "stop":
             os.kill(one.process.pid, signal.SIGCONT)
-        elif kind == "cut":
-            one.relay.reset()
-            one.relay.swallows = False
+        else:
+            one.link.mend(kind)
         self.hub.wait_for([name], 60.0)
 
     def close(self) -> None:
@@ -93,4 +113,4 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one.process.pid, signal.SIGKILL)
             one.process.join(10.0)
-            one.relay.close()
+            one.link.close()

@@ -1,4 +1,4 @@
-"""A relay between a specialist and the anchor that forwards bytes until it is told to do worse."""
+"""Relays between specialists and the anchor, all on loopback, that forward bytes until they are told to do worse."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ class Relay:
     Args:
         target: host and port that it forwards to.
     """
+
+    namespace: str | None = None
+    host = "127.0.0.1"
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target = target
@@ -63,6 +66,21 @@ class Relay:
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
 
+    def strike(self, kind: str, seconds: float) -> None:
+        """Does what a fault's kind says; a stall takes so many seconds."""
+        if kind == "cut":
+            self.swallows = True
+        elif kind == "reset":
+            self.reset()
+        elif kind == "stall":
+            self.held_until = time.monotonic() + seconds
+
+    def mend(self, kind: str) -> None:
+        """Forwards again."""
+        if kind == "cut":
+            self.reset()
+            self.swallows = False
+
     def reset(self) -> None:
         """Closes every connection."""
         pairs, self.pairs = self.pairs, []
@@ -74,3 +92,19 @@ class Relay:
         """Stops."""
         self.reset()
         self.server.close()
+
+
+class Loopback:
+    """Where everybody listens on 127.0.0.1, and each specialist joins through a relay."""
+
+    kinds = ("kill", "stop", "cut", "reset", "stall")
+    listen = "127.0.0.1:0"
+    secret = b""
+
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing is to be entered."""
+        return contextlib.nullcontext()
+
+    def link(self, door: tuple[str, int]) -> Relay:
+        """Returns a relay to the anchor's door."""
+        return Relay(door)

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from rc_agents.benchmarks.fault_cluster import Cluster
 
-KINDS = ("kill", "stop", "cut", "reset", "stall")
-
 
 @dataclass
 class Trial:
@@ -172,7 +170,7 @@ def run(
     tokens: int,
     prompt: tuple[int, int],
     seed: int,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] | None = None,
 ) -> list[Trial]:
     """Runs so many trials, the kinds in turn, prefill every other time.
 
@@ -182,9 +180,10 @@ def run(
         tokens: of each answer.
         prompt: shortest and longest prompt, in tokens.
         seed: of prompts, places and victims.
-        kinds: of faults.
+        kinds: of faults; all that the cluster's network can do by default.
     """
     rng, made = random.Random(seed), []
+    kinds = kinds or cluster.kinds
     generator = torch.Generator().manual_seed(seed)
     for number in range(trials):
         length = rng.randint(*prompt)
