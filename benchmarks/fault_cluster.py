@@ -35,7 +35,7 @@ def serve(
         contextlib.suppress(rc_agents.RCError),
     ):
         node = Node(folder, name, settings=settings, listen=(host, 0))
-        node.serve(anchor, patience=60.0)
+        node.serve(anchor, patience=600.0)  # a busy machine may take minutes until a link is mended
 
 
 @dataclass
