@@ -83,7 +83,7 @@ class Segment:
         specialists: namespaces.
     """
 
-    kinds: ClassVar = ("down",)
+    kinds: ClassVar[tuple[str, ...]] = ("down",)
 
     tag: str
     listen: str = "10.231.0.1:0"

@@ -55,10 +55,11 @@ def strike(
     """
     made: list[Trial] = []
     left_out: dict[str, str] = {}
-    for able, network in (
+    networks: list[tuple[Sequence[str], contextlib.AbstractContextManager[Loopback | Segment]]] = [
         (Loopback.kinds, contextlib.nullcontext(Loopback())),
         (Segment.kinds, segment()),
-    ):
+    ]
+    for able, network in networks:
         here = [kind for kind in kinds if kind in able]
         share = sum(kinds[number % len(kinds)] in here for number in range(count))
         if not share:
