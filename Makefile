@@ -87,7 +87,7 @@ bench-growth: $(VENV)/dev.stamp ## Show where a coupled pass's time goes, and ho
 bench-sparse: $(VENV)/dev.stamp ## Show what sleeping specialists spare and cost
 	$(BIN)/python -m rc_agents.benchmarks.sparse
 
-bench-faults: $(VENV)/dev.stamp ## Strike the processes of ensembles 220 times, and check every answer
+bench-faults: $(VENV)/dev.stamp ## Strike the processes of ensembles 264 times (220 without network namespaces), and check every answer
 	$(BIN)/python -m rc_agents.benchmarks.faults
 
 bench-multimodal: $(VENV)/dev.stamp ## Ask a frozen language model what drawn pictures show (three seeds)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rc_agents.benchmarks.faults import PROCESSES, serve
+from rc_agents.benchmarks.fault_cluster import PROCESSES, serve
 from rc_agents.benchmarks.speed import decode, interleaved
 from transformers import AutoModelForCausalLM, DynamicCache
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rc_agents.benchmarks.faults import PROCESSES
+from rc_agents.benchmarks.fault_cluster import PROCESSES
 
 from rc_agents.provenance import provenance
 

@@ -1,6 +1,7 @@
 """Processes that die, hang, come late or do not belong: nobody waits for ever, and no token is lost."""
 
 import contextlib
+import json
 import os
 import random
 import socket
@@ -12,7 +13,8 @@ import warnings
 
 import pytest
 import torch
-from rc_agents.benchmarks import faults
+from rc_agents.benchmarks import faults, shaped
+from rc_agents.benchmarks.fault_segment import segment
 
 import rc_agents
 from rc_agents.execution import crossing
@@ -50,6 +52,18 @@ def cluster(folder):
         made.close()
 
 
+@pytest.fixture(scope="module")
+def apart(folder):
+    """Every process in a network namespace of its own."""
+    with contextlib.ExitStack() as stack:
+        try:
+            made = faults.Cluster(folder, SOON, stack.enter_context(segment()))
+        except shaped.CannotShape as why:
+            pytest.skip(f"this needs {faults.NEEDS}: {why}")
+        stack.callback(made.close)
+        yield made
+
+
 def _check(trials, settings):
     wrong = [one for one in trials if not one.survived]
     assert not wrong
@@ -61,13 +75,62 @@ def _check(trials, settings):
 def test_ten_faults_cost_no_token(cluster):
     trials = faults.run(cluster, 10, tokens=8, prompt=(4, 32), seed=7)
     _check(trials, SOON)
-    assert {one.kind for one in trials} == set(faults.KINDS)
+    assert {one.kind for one in trials} == set(cluster.kinds)
     assert {one.phase for one in trials} == {"prefill", "decode"}
 
 
 @pytest.mark.slow
 def test_a_hundred_faults_cost_no_token(cluster):
     _check(faults.run(cluster, 100, tokens=10, prompt=(4, 64), seed=8), SOON)
+
+
+def test_a_link_that_is_set_down_costs_no_token(apart):
+    trials = faults.run(apart, 2, tokens=8, prompt=(4, 32), seed=7)
+    _check(trials, SOON)
+    assert {(one.kind, one.phase) for one in trials} == {("down", "prefill"), ("down", "decode")}
+    assert all(one.noticed is not None for one in trials)
+
+
+@pytest.mark.slow
+def test_twenty_links_that_are_set_down_cost_no_token(apart):
+    _check(faults.run(apart, 20, tokens=10, prompt=(4, 64), seed=8), SOON)
+
+
+def _carried(namespace, device):
+    """Whether a device's link is up, as the kernel says."""
+    words = ["ip", "-n", namespace, "-json", "link", "show", device]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return "LOWER_UP" in json.loads(shown)[0]["flags"]
+
+
+def test_a_cable_is_down_at_both_ends_and_namespaces_go_again():
+    try:
+        with segment() as network:
+            cables = [network.link(("10.231.0.1", 1)) for _ in range(2)]
+            ends = [(cable.namespace, "cable") for cable in cables]
+            ends += [(network.anchor, "port1"), (network.anchor, "port2")]
+            assert [_carried(*end) for end in ends] == [True, True, True, True]
+            cables[0].strike("down", 0)
+            assert [_carried(*end) for end in ends] == [False, True, False, True]
+            cables[0].mend("down")
+            assert [_carried(*end) for end in ends] == [True, True, True, True]
+    except shaped.CannotShape as why:
+        pytest.skip(f"this needs {faults.NEEDS}: {why}")
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+    assert network.tag not in left.stdout
+
+
+def test_where_no_link_can_be_set_down_the_benchmark_says_so(monkeypatch, capsys, tmp_path):
+    def refuse(*words):
+        raise shaped.CannotShape("'ip netns add' says: Operation not permitted")
+
+    monkeypatch.setattr(shaped, "command", refuse)
+    monkeypatch.setattr(faults.signal, "signal", lambda *_: None)
+    words = ["faults", "--kinds", "down", "--faults", "2", "--real", "0", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    faults.main()
+    assert "down: left out, as this needs root" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dead_anchor_frees_the_specialists(folder):
