@@ -44,6 +44,7 @@ from rc_agents.benchmarks.tasks.registry import TASKS
 from rc_agents.benchmarks.tasks.text import halves, text_scores
 
 from rc_agents import BridgeConfig
+from rc_agents.cli.app import run as command_line
 from rc_agents.errors import ConfigError, DataError
 from rc_agents.scoring import CausalScorer, Cost, Likelihood
 from rc_agents.scoring.logits import _apart
@@ -671,17 +672,60 @@ def test_committed_reports_are_those_of_their_json(folder):
 def test_methods_and_folders_are_compared(trial, tmp_path):
     trial()
     rows = compare.methods(trial.output, "unilateral", "frozen_anchor")
-    assert {row[1] for row in rows} == {
+    assert {row.measure for row in rows} == {
         "text/perplexity",
         "text/bits_per_byte",
         "text/continuation",
     }
     same = compare.folders(trial.output, trial.output)
-    assert all("no difference shown" in row[-1] for row in same)
+    assert all("no difference shown" in row.cells()[-1] for row in same)
     with pytest.raises(DataError, match="has no results of 'lora'"):
         compare.methods(trial.output, "lora", "frozen_anchor")
     with pytest.raises(DataError, match="holds no results of a suite"):
         compare.methods(tmp_path, "a", "b")
+
+
+@pytest.mark.tiny
+def test_the_commands_print_json(trial, tmp_path, capsys):
+    file, folder = tmp_path / "trial.yaml", tmp_path / "cells"
+    file.write_text(yaml.safe_dump(PLAIN), encoding="utf-8")
+    where = ["--suite", str(file), "--output", str(folder)]
+    kept = ["--kept", str(tmp_path / "kept")]
+    cells = ["text frozen_anchor seed 0", "text unilateral seed 0"]
+
+    def printed(*words, code=0):
+        assert command_line(["bench", *words, "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    about = {"suite": "trial", "path": str(folder)}
+    listed = printed(*where, *kept, "--list")
+    assert listed == {**about, "cells": dict.fromkeys(cells, "missing")}
+    later = printed(*where, *kept, "--minutes", "0")
+    assert later == {**about, "cells": dict.fromkeys(cells, "left"), "failed": []}
+    made = printed(*where, *kept)
+    assert made == {**about, "cells": dict.fromkeys(cells, "done"), "failed": []}
+    assert set(printed(*where, *kept)["cells"].values()) == {"up to date"}
+    paths = printed("report", "--output", str(folder), "--no-png")["paths"]
+    assert [Path(one).name for one in paths] == ["report.md", "report.html"]
+    rows = printed("compare", "unilateral", "frozen_anchor", "--output", str(folder))["rows"]
+    (row,) = [one for one in rows if one["measure"] == "text/perplexity"]
+    assert row["seeds"] == [0]
+    assert row["a"]["low"] <= row["a"]["value"] <= row["a"]["high"]
+    assert row["difference"]["ratio"] is True
+    listed = {one["name"]: one["cells"] for one in printed("suites")["suites"]}
+    assert list(listed) == suite.names()
+    broken = changed("settings.text.domain", {"source": "hf:nobody/nothing"})
+    file.write_text(yaml.safe_dump(broken), encoding="utf-8")
+    failed = printed(*where, *kept, code=1)
+    assert failed["failed"] == cells
+    assert all(why.startswith("failed: ") for why in failed["cells"].values())
+
+
+def test_json_stands_behind_the_subcommand(capsys):
+    assert command_line(["bench", "--json", "suites"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "--json stands behind suites" in err
 
 
 def test_published_figures_stand_beside_ours():
