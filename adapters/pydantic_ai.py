@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic_ai.messages import (
     ModelMessage,
@@ -27,6 +27,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.models._tool_choice import resolve_tool_choice
 from pydantic_ai.profiles import ModelProfile
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
@@ -42,7 +43,9 @@ from rc_agents.service import (
     unblocked,
 )
 
-PARAMS = ("temperature", "top_p", "seed", "timeout")
+PARAMS = ("temperature", "top_p", "top_k", "seed", "timeout")
+IGNORED = ("max_retries", "presence_penalty", "frequency_penalty", "extra_headers", "extra_body")
+IGNORED += ("citations", "service_tier")
 
 
 class EnsembleModel(Model):
@@ -52,8 +55,13 @@ class EnsembleModel(Model):
         model: a live ensemble, or its folder, id or `package:NAME`.
         specialists: who takes part; None for all.
         strength: factor on the bridges, or a dict by specialist.
-        settings: of every request: `max_tokens`, `temperature`, `top_p`, `seed`, `timeout`, `stop_sequences`.
+        settings: of every request: `max_tokens`, `temperature`, `top_p`, `top_k`, `seed`, `timeout` in seconds,
+            `stop_sequences`, `logit_bias` by token id, `tool_choice`, `parallel_tool_calls`, and what pydantic-ai sees
+            to itself. Those in `IGNORED` have no meaning here: pydantic-ai warns of `max_retries`, `extra_headers` and
+            `extra_body`, and of the others says nothing, as they are hints that not every model takes.
     """
+
+    unsupported_settings: ClassVar[frozenset[Any]] = frozenset(IGNORED)
 
     def __init__(
         self,
@@ -115,7 +123,7 @@ class EnsembleModel(Model):
     def _plan(
         self, messages: list[ModelMessage], settings: Any, asked: ModelRequestParameters
     ) -> tuple[Conversation, GenerationParams]:
-        tools = [_tool(one) for one in (*asked.function_tools, *asked.output_tools)]
+        choice, tools = _offered(settings, asked)
         form = None
         if asked.output_mode == "native" and asked.output_object is not None:
             schema = {"schema": asked.output_object.json_schema, "strict": True}
@@ -123,12 +131,14 @@ class EnsembleModel(Model):
         talk = self.service.converse(
             self._turns(messages, asked),
             tools=tools or None,
-            tool_choice=None if asked.allow_text_output or not tools else "required",
+            tool_choice=choice,
+            parallel_tool_calls=bool(settings.get("parallel_tool_calls")),
             response_format=form,
         )
         params = GenerationParams(
             max_new_tokens=settings.get("max_tokens"),
             stop=settings.get("stop_sequences") or (),
+            logit_bias=_bias(settings.get("logit_bias")),
             specialists=self.chosen.specialists,
             strength=self.chosen.strength,
             **{name: settings[name] for name in PARAMS if settings.get(name) is not None},
@@ -242,6 +252,25 @@ def _response(message: ModelResponse) -> dict[str, Any]:
     ]
     turn = {"role": "assistant", "content": text}
     return {**turn, "tool_calls": calls} if calls else turn
+
+
+def _offered(
+    settings: Any, asked: ModelRequestParameters
+) -> tuple[str | None, list[dict[str, Any]]]:
+    """Returns whether to call, and which tools to show: those that `tool_choice` leaves."""
+    choice: Any = resolve_tool_choice(settings, asked)
+    word, names = (choice, None) if isinstance(choice, str) else choice
+    every = (*asked.function_tools, *asked.output_tools) if word != "none" else ()
+    tools = [_tool(one) for one in every if names is None or one.name in names]
+    return (word if tools else None), tools
+
+
+def _bias(given: Mapping[str, float] | None) -> dict[int, float] | None:
+    if given is None:
+        return None
+    if wrong := [token for token in given if not str(token).isdecimal()]:
+        raise InputError(f"logit_bias has token ids as keys, got {wrong[0]!r}")
+    return {int(token): added for token, added in given.items()}
 
 
 def _tool(tool: Any) -> dict[str, Any]:

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from rc_agents.benchmarks.collected import Record, Results, compared, measures, method_of, scores
-from rc_agents.benchmarks.suite_report import gain, value
+from rc_agents.benchmarks.collected import (
+    Record,
+    Results,
+    compared,
+    measures,
+    method_of,
+    over_seeds,
+    scores,
+)
+from rc_agents.benchmarks.intervals import Difference
+from rc_agents.benchmarks.statistics import Interval
+from rc_agents.benchmarks.suite_report import gain, within
 
 from rc_agents.errors import DataError
 
-Row = tuple[str, str, str, str, str, str]
-HEAD: Row = ("setting", "measure", "A", "B", "seeds", "A against B (95 %)")
+HEAD = ("setting", "measure", "A", "B", "seeds", "A against B (95 %)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Two methods in one measure.
+
+    Attributes:
+        setting, measure: where, and what.
+        kind: of the measure's scores.
+        seeds: in which both were asked the same things; none where they never were.
+        a, b: each method's value over these seeds.
+        difference: of the first from the second.
+    """
+
+    setting: str
+    measure: str
+    kind: str
+    seeds: tuple[int, ...] = ()
+    a: Interval | None = None
+    b: Interval | None = None
+    difference: Difference | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """Returns it as text, one piece a column of `HEAD`."""
+        if self.a is None or self.b is None or self.difference is None:
+            why = "left out: they were asked different things"
+            return self.setting, self.measure, "-", "-", "-", why
+        values = within(self.a, self.kind), within(self.b, self.kind)
+        told = gain(self.difference, self.kind)
+        return self.setting, self.measure, *values, ", ".join(map(str, self.seeds)), told
 
 
 def methods(folder: Path, one: str, other: str) -> list[Row]:
@@ -59,19 +99,27 @@ def _rows(name: str, mine: Mapping[int, Record], other: Mapping[int, Record]) ->
         for measure in found:
             key = f"{group}/{measure}"
             result = compared(mine, other, key)
+            kind = scores(mine, key)[0].kind
             if result is None:
                 if any(key in one["scores"] for one in other.values()):
-                    yield name, key, "-", "-", "-", "left out: they were asked different things"
+                    yield Row(setting=name, measure=key, kind=kind)
                 continue
             difference, seeds = result
-            told = gain(difference, scores(mine, key)[0].kind)
             each = ({seed: side[seed] for seed in seeds} for side in (mine, other))
-            ours, theirs = (value(side, key) for side in each)
-            yield name, key, ours, theirs, ", ".join(map(str, seeds)), told
+            a, b = (over_seeds(side, key) for side in each)
+            yield Row(
+                setting=name,
+                measure=key,
+                kind=kind,
+                seeds=tuple(seeds),
+                a=a,
+                b=b,
+                difference=difference,
+            )
 
 
 def table(rows: list[Row]) -> str:
     """Returns rows as Markdown."""
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
     return "\n".join(lines) + "\n"

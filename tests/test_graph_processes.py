@@ -261,6 +261,10 @@ def test_the_command_line_runs_a_node(config, tmp_path, capsys, monkeypatch):
     words = ["graph", "node", str(file), "--name", "b", "--listen", "127.0.0.1:0"]
     assert run(words) == 0
     assert capsys.readouterr().out.startswith("b listens on 127.0.0.1:")
+    assert run([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told.pop("address").startswith("127.0.0.1:")
+    assert told == {"node": "b"}
     assert run([*words[:-1], "0.0.0.0:0"]) != 0
     assert "give every process the same secret" in capsys.readouterr().err
 

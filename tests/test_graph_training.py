@@ -427,8 +427,16 @@ def test_the_command_line_trains_answers_and_draws(trained, tmp_path, capsys):
     routing = graphs.load(tmp_path / "out").routing
     assert sum(routing.values()) == pytest.approx(1)
     assert f"{routing['c']:.0%}" in (tmp_path / "g.svg").read_text(encoding="utf-8")
+    capsys.readouterr()
     assert run(["graph", "show", str(tmp_path / "graph.yaml")]) == 0
-    assert "<svg" in capsys.readouterr().out
+    picture = capsys.readouterr().out
+    assert "<svg" in picture
+    assert run(["graph", "show", str(tmp_path / "graph.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"svg": picture}
+    drawn = ["graph", "show", str(tmp_path / "graph.yaml"), "--output", str(tmp_path / "h.svg")]
+    assert run([*drawn, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": str(tmp_path / "h.svg")}
+    assert (tmp_path / "h.svg").read_text(encoding="utf-8") == picture
     assert run(["graph", "show", str(tmp_path / "nothing")]) == 2
     assert "no graph at" in capsys.readouterr().err
 

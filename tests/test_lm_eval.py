@@ -258,6 +258,8 @@ def test_the_command_prints_json_and_writes_it(tmp_path, folder, capsys):
     assert printed["results"]["rivers"] == json.loads(out.read_text())["results"]["rivers"]
     assert run(["eval", str(path), "--tasks", "list"]) == 0
     assert capsys.readouterr().out.split() == list(LOCAL_TASKS)
+    assert run(["eval", str(path), "--tasks", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"tasks": list(LOCAL_TASKS)}
 
 
 @pytest.mark.parametrize("name", LOCAL_TASKS)

@@ -14,6 +14,7 @@ from rc_agents.benchmarks.tasks.forgetting import Forgetting
 from rc_agents.benchmarks.tasks.harness import Harness
 from rc_agents.benchmarks.tasks.knowledge import Knowledge
 from rc_agents.benchmarks.tasks.latency import Latency
+from rc_agents.benchmarks.tasks.memory import Memory
 
 from rc_agents.errors import ConfigError, nearest
 from rc_agents.scoring import Scorer
@@ -37,6 +38,7 @@ TASKS: dict[str, type[Any]] = {
     "agents": Agents,
     "harness": Harness,
     "latency": Latency,
+    "memory": Memory,
 }
 
 

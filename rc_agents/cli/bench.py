@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from rc_agents.errors import DataError
+from rc_agents.errors import DataError, InputError
 
 bench = typer.Typer(
     help="Run a suite of benchmarks; its report, and paired comparisons.",
@@ -21,6 +25,7 @@ SuiteName = Annotated[
 Output = Annotated[
     Path | None, typer.Option(help="Folder of the results; benchmarks/results/NAME by default.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
 
 
 def results_folder(suite: str, output: Path | None) -> Path:
@@ -57,9 +62,12 @@ def run(
     list_cells: Annotated[
         bool, typer.Option("--list", help="Say which cells are missing or stale; run nothing.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Runs the cells that are missing or out of date; a killed run goes on where it was."""
     if context.invoked_subcommand is not None:
+        if as_json:
+            raise InputError(f"--json stands behind {context.invoked_subcommand}, not before it")
         return
     if suite is None:
         raise DataError("which suite? Pass --suite NAME; rc-agents bench suites lists them")
@@ -87,25 +95,45 @@ def run(
         minutes=minutes,
         say=typer.echo,
     )
+    found = {"suite": name, "path": str(folder)}
     if list_cells:
-        for name, state in made.states():
-            typer.echo(f"{name}: {state}")
+        _say_states(made, found if as_json else None)
         return
-    if failed := made():
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        failed = made()
+    if as_json:
+        print(json.dumps(found | {"cells": made.outcomes, "failed": failed}))
+    if failed:
         typer.echo(f"failed: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
-    typer.echo(f"done: {folder}; report: rc-agents bench report --suite {suite}")
+    if not as_json:
+        typer.echo(f"done: {folder}; report: rc-agents bench report --suite {suite}")
+
+
+def _say_states(made: Any, found: dict[str, str] | None) -> None:
+    """Prints every cell's state: one a line, or as one JSON object behind what is `found` of the suite."""
+    if found is not None:
+        print(json.dumps(found | {"cells": dict(made.states())}))
+        return
+    for name, state in made.states():
+        typer.echo(f"{name}: {state}")
 
 
 @bench.command("suites")
-def list_suites() -> None:
+def list_suites(as_json: AsJson = False) -> None:
     """Lists the suites that come with the package."""
     from rc_agents.benchmarks import suite as suites
 
+    rows = []
     for name in suites.names():
         found = suites.load(name)
         cells = sum(len(part.methods) * len(part.seeds) for part in found.parts)
-        typer.echo(f"{name:14} {cells:4} cells  {found.about}")
+        rows.append({"name": name, "cells": cells, "about": found.about})
+    if as_json:
+        print(json.dumps({"suites": rows}))
+        return
+    for row in rows:
+        typer.echo(f"{row['name']:14} {row['cells']:4} cells  {row['about']}")
 
 
 @bench.command()
@@ -113,11 +141,16 @@ def report(
     suite: SuiteName = None,
     output: Output = None,
     png: Annotated[bool, typer.Option(help="Draw PNGs too; needs matplotlib.")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Writes report.md, report.html and plots from the results' JSON alone."""
     from rc_agents.benchmarks import suite_report
 
-    for path in suite_report.write(_folder(suite, output), png=png):
+    written = suite_report.write(_folder(suite, output), png=png)
+    if as_json:
+        print(json.dumps({"paths": [str(path) for path in written]}))
+        return
+    for path in written:
         if path.suffix != ".png":
             typer.echo(path)
 
@@ -128,6 +161,7 @@ def compare(
     b: Annotated[str, typer.Argument(metavar="B", help="Another one of the same sort.")],
     suite: SuiteName = None,
     output: Output = None,
+    as_json: AsJson = False,
 ) -> None:
     """Says how A differs from B: paired bootstrap over seeds and items, in every measure that both have."""
     from rc_agents.benchmarks import compare as comparing
@@ -136,6 +170,9 @@ def compare(
         rows = comparing.folders(Path(a), Path(b))
     else:
         rows = comparing.methods(_folder(suite, output), a, b)
+    if as_json:
+        print(json.dumps({"a": a, "b": b, "rows": [asdict(row) for row in rows]}))
+        return
     typer.echo(comparing.table(rows), nl=False)
 
 

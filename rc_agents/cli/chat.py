@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
 
 from rc_agents import RCError
 from rc_agents.errors import InputError, nearest
-from rc_agents.service import GenerationParams, GenerationService
+from rc_agents.service import GenerationParams, GenerationResult, GenerationService
 
 from .generate import Chosen, MaxNewTokens, Seed, Strength, Temperature, TopK, TopP
 from .models import (
@@ -48,6 +49,9 @@ def chat(
     device_map: DeviceMap = None,
     dtype: DType = None,
     nodes: Nodes = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each answer and its counts as one JSON line.")
+    ] = False,
 ) -> None:
     """Talk to an ensemble.
 
@@ -65,7 +69,7 @@ def chat(
         strength=by_name(strength, number),
     )
     with opened(model, anchor, specialist, device_map, dtype, nodes) as ensemble:
-        talk = Conversation(GenerationService(ensemble), params, system)
+        talk = Conversation(GenerationService(ensemble), params, system, as_json=as_json)
         if sys.stdin.isatty():
             print(f"{', '.join(ensemble.names)}. {COMMANDS}", file=sys.stderr)
         for line in _lines():
@@ -76,14 +80,25 @@ def chat(
 class Conversation:
     """A chat's messages and choices.
 
+    Args:
+        service: answers.
+        params: of every answer, until a command changes them.
+        system: a message in front.
+        as_json: print each answer whole, with its counts, as one line of JSON.
+
     Raises:
         InputError: the anchor has no chat template, or a choice cannot work.
     """
 
     def __init__(
-        self, service: GenerationService, params: GenerationParams, system: str | None
+        self,
+        service: GenerationService,
+        params: GenerationParams,
+        system: str | None,
+        *,
+        as_json: bool = False,
     ) -> None:
-        self.service, self.params = service, params
+        self.service, self.params, self.as_json = service, params, as_json
         self._first = [{"role": "system", "content": system}] if system else []
         self.messages = list(self._first)
         service.render([*self._first, {"role": "user", "content": "Hi"}])
@@ -113,10 +128,10 @@ class Conversation:
         with self.service.stream(asked, self.params) as stream:
             try:
                 for piece in stream:
-                    print(piece, end="", flush=True)
+                    print("" if self.as_json else piece, end="", flush=True)
             except KeyboardInterrupt:
                 stream.close()
-        print()
+        print(_line(stream.result) if self.as_json else "", flush=True)
         self.messages = [*asked, {"role": "assistant", "content": stream.result.text}]
 
     def _obey(self, name: str, argument: str) -> None:
@@ -158,6 +173,9 @@ class Conversation:
         ):
             began = time.perf_counter()
             found = self.service.generate(prompt, params)
+            if self.as_json:
+                print(_line(found, who=title), flush=True)
+                continue
             rate = found.completion_tokens / (time.perf_counter() - began)
             print(f"{title} ({rate:.1f} tokens/s): {found.text}")
 
@@ -173,6 +191,10 @@ class Conversation:
     def _set(self, params: GenerationParams) -> None:
         self.service.check(params)
         self.params = params
+
+
+def _line(result: GenerationResult, **more: str) -> str:
+    return json.dumps(more | asdict(result), ensure_ascii=False)
 
 
 def _lines() -> Iterator[str]:

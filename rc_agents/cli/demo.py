@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +27,9 @@ def demo(
             "--offline", help="Bar the Hugging Face hub, which the demo has no need of anyway."
         ),
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was measured as JSON; the show on stderr.")
+    ] = False,
 ) -> None:
     """Watch three frozen models answer as one, and what that is worth: accuracy, perplexity, time.
 
@@ -36,4 +42,10 @@ def demo(
 
     constants.HF_HUB_OFFLINE |= offline  # the variable of that name was read at import
     config = DemoConfig(output=output, seed=seed, threads=threads)
-    run(DemoConfig.full(output, seed, threads) if full else config)
+    config = DemoConfig.full(output, seed, threads) if full else config
+    if not as_json:
+        run(config)
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        found = run(config)
+    print(json.dumps(found | {"path": str(output)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +71,7 @@ def evaluate(
     from rc_agents.adapters.lm_eval import evaluate as run
 
     if tasks == "list":
-        print("\n".join(LOCAL_TASKS))
+        print(json.dumps({"tasks": list(LOCAL_TASKS)}) if as_json else "\n".join(LOCAL_TASKS))
         return
     if limit is not None and limit <= 0:
         raise InputError(f"--limit is a number above 0, got {limit}")

@@ -15,6 +15,7 @@ from rc_agents.errors import ConfigError
 from rc_agents.nodes import NodeSettings, address_of, read_secret
 from rc_agents.nodes.settings import PORT
 
+from .graph_show import show
 from .models import SECRET, DeviceMap, DType, by_name, place
 
 graph = typer.Typer(
@@ -166,6 +167,9 @@ def node(
     secret_file: Secret = None,
     device_map: DeviceMap = None,
     dtype: DType = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print name and address as one JSON line.")
+    ] = False,
 ) -> None:
     """Run one node of a graph here, for graphs that name this process by --process; Ctrl-C ends it.
 
@@ -185,40 +189,14 @@ def node(
             **_where(device_map, dtype),
         )
     host, port = server.address
-    print(f"{name} listens on {host}:{port}", flush=True)
+    told = {"node": name, "address": f"{host}:{port}"}
+    print(json.dumps(told) if as_json else f"{name} listens on {host}:{port}", flush=True)
     try:
         server.serve()
     except KeyboardInterrupt:
         pass
     finally:
         server.close()
-
-
-@graph.command()
-def show(
-    model: Annotated[str, typer.Argument(help="A trained graph, or a graph's file of YAML.")],
-    output: Annotated[
-        Path | None, typer.Option(help="Write the picture here; printed by default.")
-    ] = None,
-) -> None:
-    """Draw a graph as SVG: levels, strengths, and routing where it was measured."""
-    from rc_agents import graph as graphs
-    from rc_agents.graph.checkpoint import GRAPH
-
-    drawn: Any
-    if (Path(model) / GRAPH).is_file() or not Path(model).suffix:
-        drawn = graphs.load(model)
-    else:
-        drawn = graphs.GraphConfig.of(model)
-    picture = graphs.draw(drawn)
-    if output is None:
-        print(picture, end="")
-        return
-    try:
-        output.write_text(picture, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror or error}") from error
-    print(output)
 
 
 def _elsewhere(processes: Sequence[str] | None, secret_file: Path | None) -> dict[str, Any]:
@@ -248,3 +226,6 @@ def _parts(
         return found.train, found.validation
     found = sources.parts(sources.read(name), [], seed=seed, train=count, validation=validation)
     return found.train, found.validation
+
+
+graph.command()(show)

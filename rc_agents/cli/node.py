@@ -19,6 +19,7 @@ from rc_agents.nodes import Node, NodeSettings, address_of, connect, launched, r
 from rc_agents.service import GenerationParams, GenerationService
 
 from .models import SECRET, DeviceMap, DType, by_name, place
+from .serve import told_as_json
 
 
 def node(
@@ -80,7 +81,8 @@ def node(
     max_new_tokens: Annotated[int | None, typer.Option(help="Of the answer.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of this process.")] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the answer and its counts.")
+        bool,
+        typer.Option("--json", help="Print the answer and its counts, or where it is served."),
     ] = False,
     device_map: DeviceMap = None,
     dtype: DType = None,
@@ -169,7 +171,9 @@ def _use(
     if prompt is None:
         from rc_agents.adapters.server import create_app, server
 
-        server(create_app(ensemble), host="127.0.0.1", port=port, log_level="info").run()
+        app = create_app(ensemble)
+        told = told_as_json(app) if as_json else {}
+        server(app, host="127.0.0.1", port=port, log_level="info", **told).run()
         return
     asked: Any = [{"role": "user", "content": prompt}] if chat else prompt
     params = GenerationParams(max_new_tokens=max_new_tokens)

@@ -82,12 +82,18 @@ def serve(
         app = create_app(ensemble, name=name, api_key=api_key, limits=limits)
         print(f"serving {name}: {', '.join(ensemble.names)}", file=sys.stderr)
 
-        def tell(url: str) -> None:
-            print(json.dumps({"url": url, "models": app.state.serving.names}), flush=True)
-
         if as_json:
-            options |= {"told": tell, "log_config": _log_on_stderr()}
+            options |= told_as_json(app)
         server(app, host=host, port=port, **options).run()
+
+
+def told_as_json(app: Any) -> dict[str, Any]:
+    """Returns what a server takes to print address and models as one JSON line once it listens, and no more there."""
+
+    def tell(url: str) -> None:
+        print(json.dumps({"url": url, "models": app.state.serving.names}), flush=True)
+
+    return {"told": tell, "log_config": _log_on_stderr()}
 
 
 def _log_on_stderr() -> dict[str, Any]:
