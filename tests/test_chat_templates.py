@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from rc_agents.adapters.langchain import ChatCoupled
 
 import rc_agents
@@ -162,6 +162,7 @@ def shown(model, messages):
 @example(before="\n", after="🙂", instead="", more="\n\n")
 @pytest.mark.parametrize("kind", PARTS)
 def test_what_is_said_later_changes_nothing(made, kind, before, after, instead, more):
+    assume("\u2581" not in after + instead)  # a metaspace, the tokens of which are those of a space
     model = made[kind]
     rows, outputs, texts = [], [], []
     for end in (after[:12], instead[:12]):

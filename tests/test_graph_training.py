@@ -62,7 +62,9 @@ def test_two_nodes_together_solve_what_neither_can(folder):
     assert found["without"]["right"] < 0.6
 
 
-@pytest.mark.parametrize("name", ["left", "right", "judge"])
+@pytest.mark.parametrize(
+    "name", ["left", *(pytest.param(one, marks=pytest.mark.slow) for one in ("right", "judge"))]
+)
 def test_no_head_on_a_single_node_solves_it(folder, name):
     config = composition.methods()[f"head_{name}"]
     found = composition.run(config, 0, folder, STEPS)

@@ -83,7 +83,7 @@ class TestTiny(Suite):
                 tokenizers={"anchor": tokenizer, "medical": tokenizer},
                 bridge={"start": "default", "gate": "fixed"},
             )
-        return {"model": TestTiny.shared, "max_tokens": 90, "temperature": 0.0}
+        return {"model": TestTiny.shared, "max_tokens": 72, "temperature": 0.0}
 
     @pytest.fixture(autouse=True)
     def _enough(self, request):
