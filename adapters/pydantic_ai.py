@@ -44,8 +44,15 @@ from rc_agents.service import (
 )
 
 PARAMS = ("temperature", "top_p", "top_k", "seed", "timeout")
-IGNORED = ("max_retries", "presence_penalty", "frequency_penalty", "extra_headers", "extra_body")
-IGNORED += ("citations", "service_tier")
+IGNORED = (
+    "max_retries",
+    "presence_penalty",
+    "frequency_penalty",
+    "extra_headers",
+    "extra_body",
+    "citations",
+    "service_tier",
+)
 
 
 class EnsembleModel(Model):

@@ -1,10 +1,10 @@
 """The benchmark of a graph that sees: what it asks, and that a graph learns what neither node knows."""
 
 import pytest
-
 from rc_agents.benchmarks import graph_pictures as bench
 from rc_agents.benchmarks.pictures import COLOURS, SHAPES, Counts, caption, splits
 from rc_agents.benchmarks.small_eye import new_eye
+
 from tests.tiny import tiny
 from tests.tiny_tokenizers import tiny_tokenizer
 
