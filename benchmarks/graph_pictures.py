@@ -27,7 +27,7 @@ import torch
 from rc_agents.benchmarks.files import write
 from rc_agents.benchmarks.pictures import COLOURS, SHAPES, Counts, Pictures, Splits, caption, splits
 from rc_agents.benchmarks.small_eye import trained_eye
-from rc_agents.benchmarks.statistics import wilson
+from rc_agents.benchmarks.statistics import paired, wilson
 from transformers import ViTModel
 
 from rc_agents import graph as graphs
@@ -131,6 +131,8 @@ def searched(
     config: graphs.GraphConfig, eye: ViTModel, parts: Splits, seed: int, first: Path
 ) -> dict[str, Any]:
     """Runs a method at the rate that the first seed chose on validation; the first seed tries all."""
+    if seed != FIRST and not first.exists():
+        raise SystemExit(f"seed {FIRST} chooses the learning rates; run it first")
     rates = RATES if seed == FIRST else (json.loads(first.read_text())["learning_rate"],)
     with tempfile.TemporaryDirectory() as keep:
         tried = {
@@ -186,7 +188,25 @@ def table(output: Path) -> str:
                     f"{sum(right)} of {len(right)}, {sum(right) / len(right):.1%} ({share.low:.1%} to {share.high:.1%})"
                 )
             lines.append(f"| {name}{way} | {shown[0]} | {shown[1]} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_difference(output)])
+
+
+def _difference(output: Path) -> list[str]:
+    """Returns the row of graph minus head, in points, paired by picture over the seeds that both have."""
+    found = {
+        name: {one.stem.rpartition("-")[2]: json.loads(one.read_text()) for one in cells}
+        for name in ("graph", "head")
+        if (cells := sorted(output.glob(f"{name}-*.json")))
+    }
+    seeds = sorted(found.get("graph", {}).keys() & found.get("head", {}).keys())
+    if not seeds:
+        return []
+    shown = []
+    for part in ("seen", "unseen"):
+        ours, others = ([found[name][seed][part] for seed in seeds] for name in ("graph", "head"))
+        gap = paired(ours, others)
+        shown.append(f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})")
+    return [f"| graph minus head, points | {shown[0]} | {shown[1]} |"]
 
 
 if __name__ == "__main__":

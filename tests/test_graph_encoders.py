@@ -73,11 +73,12 @@ def test_a_node_shows_the_pooled_states_of_its_encoder(pooling):
     assert torch.allclose(found, states.mean(1), atol=1e-5)  # attention starts as the mean
 
 
-def test_a_row_is_the_same_alone_and_in_a_batch():
-    graph = seeing()
-    whole = scores(graph, told())
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_row_is_the_same_alone_and_in_a_batch(kind):
+    graph = seeing(kind)
+    whole = scores(graph, told(kind))
     for row in range(len(TEXTS)):
-        alone = {name: each[row : row + 1] for name, each in told().items()}
+        alone = {name: each[row : row + 1] for name, each in told(kind).items()}
         assert torch.allclose(scores(graph, alone)[0], whole[row], atol=1e-5)
 
 
@@ -155,6 +156,7 @@ def test_what_is_shown_is_known_by_its_content():
         ({**told(), "eye": shown(rows=2)}, "as many texts as the others, got eye 2, reader 4"),
         ({**told(), "eye": [{"pixels": torch.ones(1, 2)}] * 4}, "node 'eye' needs 'pixel_values'"),
         ({**told(), "eye": [looks("vit", 2, 0)] * 4}, "give one row each, all of one size"),
+        ({**told(), "eye": [{"pixel_values": [[0.5]]}] * 4}, "with return_tensors='pt'"),
         ({**told(), "reader": shown(rows=4)}, "text 0 of node 'reader' is .*expected text"),
     ],
 )

@@ -1,4 +1,6 @@
-"""The benchmark of a graph that sees: what it asks, and that a graph learns what neither node knows."""
+"""The benchmark of a graph that sees: what it asks, of whom, and what its record says."""
+
+import json
 
 import pytest
 from rc_agents.benchmarks import graph_pictures as bench
@@ -54,4 +56,18 @@ def test_exchanged_pictures_leave_texts_and_answers():
         head, {"eye": new_eye(), "reader": reader}, tokenizers={"reader": tokenizer}
     )
     assert built.num_trainable() >= graph.num_trainable()
-    assert len(graph.choose(asked[:3])) == len(built.choose(asked[:3])) == 3
+    for one in (graph, built):
+        for choice in one.choose(asked[:3]):
+            assert sum(choice.probabilities) == pytest.approx(1)
+
+
+def test_the_table_pairs_graph_and_head_by_picture(tmp_path):
+    ways = ("seen_shuffled", "unseen_shuffled", "seen_reader", "unseen_reader")
+    for name, right in (("graph", [1, 1, 1, 0]), ("head", [1, 0, 0, 0])):
+        cell = {"seen": right, "unseen": right, **dict.fromkeys(ways, (0, 0, 0, 1))}
+        (tmp_path / f"{name}-0.json").write_text(json.dumps(cell))
+    table = bench.table(tmp_path)
+    assert "| graph | 3 of 4, 75.0%" in table
+    assert "| graph minus head, points | +50.0 (" in table
+    with pytest.raises(SystemExit, match="seed 0 chooses the learning rates"):
+        bench.searched(None, None, None, 1, tmp_path / "none.json")

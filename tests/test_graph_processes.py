@@ -15,7 +15,14 @@ import torch
 
 from rc_agents import graph as graphs
 from rc_agents.cli.app import run
-from rc_agents.errors import CheckpointError, ConfigError, InputError, RCError, TrainingError
+from rc_agents.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    ModelRunError,
+    RCError,
+    TrainingError,
+)
 from rc_agents.execution.wire import LinkError
 from rc_agents.nodes import NodeSettings
 from tests.eyes import shown as looks
@@ -137,7 +144,7 @@ def test_it_trains_and_is_saved_from_here(config, tmp_path):
         choices = graph.choose(asked)
         with pytest.raises(TrainingError, match="leave out keep, as 'a' runs in another"):
             graphs.train(graph, asked, keep=tmp_path / "kept", progress=False)
-        with pytest.raises(ConfigError, match="ridge start run it in this one"):
+        with pytest.raises(TrainingError, match="load 'c' in this process"):
             graphs.ridge_start(graph, graphs.ask(graph.config, asked))
     again = graphs.LatentGraph.from_pretrained(tmp_path / "graph")  # all in one process
     for one, other in zip(choices, again.choose(asked), strict=True):
@@ -169,9 +176,92 @@ def test_a_lost_node_shows_nothing_until_it_is_back(config, caplog):
         with pytest.raises(LinkError, match=r"node 'a' at 127.0.0.1:.* cannot be reached"):
             graph(batches)
         graph.eval()
+        with pytest.raises(LinkError):
+            graphs.calibrate(graph, [graphs.Question("Hi there", ("a", "b"), 0)])
         host, port = processes["a"].split(":")
         running.enter_context(served(config, "a", listen=(host, int(port))))
         assert torch.equal(graph(batches).logits, whole.logits)
+
+
+def test_a_process_that_was_started_again_is_asked_at_once(config):
+    with served(config, "a") as processes:
+        graph = graphs.build(config, processes=processes, settings=QUICK)
+        batches = graph.read_texts(TEXTS)
+        whole = graph(batches).logits
+    listen = (processes["a"].split(":")[0], int(processes["a"].split(":")[1]))
+    with served(config, "a", listen=listen):
+        again = graph(batches)
+        assert again.signals.lost == {}
+        assert torch.equal(again.logits, whole)
+    with (
+        served(changed(config, "a", layer=1), "a", listen=listen),
+        pytest.raises(ConfigError, match="layer=3 in this graph and 1 in its process"),
+    ):
+        graph(batches)
+
+
+def test_an_interrupt_leaves_no_answer_for_the_next_question(config, monkeypatch):
+    from rc_agents.graph import remote
+
+    with served(config, "a") as processes:
+        graph = graphs.build(config, processes=processes, settings=QUICK)
+        batches = graph.read_texts(TEXTS)
+        whole = graph(batches).logits
+
+        def interrupted(*args):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(remote, "next_frame", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                graph(batches)
+        again = graph(batches)
+        assert again.signals.lost == {}
+        assert torch.equal(again.logits, whole)
+
+
+def test_whatever_breaks_there_is_told_and_the_next_question_is_answered(config, monkeypatch):
+    with served(config, "a") as processes:
+        graph = graphs.build(config, processes=processes, settings=QUICK)
+        batches = graph.read_texts(TEXTS)
+        with monkeypatch.context() as patched:
+            broken = "rc_agents.graph.serving.tokenize"
+            patched.setattr(broken, lambda *args: [][1])
+            with pytest.raises(ModelRunError, match=r"node 'a': .*list index out of range"):
+                graph(batches)
+        assert graph(batches).signals.lost == {}
+
+
+def test_passes_without_gradients_are_not_held_there(config):
+    learned = changed(config, "c", learn_strength=True)
+    server = graphs.NodeServer(learned, "c", settings=QUICK)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    try:
+        processes = {"c": "{}:{}".format(*server.address)}
+        graph = graphs.build(learned, processes=processes, settings=QUICK)
+        with torch.no_grad():
+            graph(graph.read_texts(TEXTS))
+        assert not server.held
+        graph(graph.read_texts(TEXTS))
+        assert [len(one) for one in server.held.values()] == [1]
+    finally:
+        server.close()
+        thread.join()
+
+
+def test_what_needs_a_model_here_says_so(config, tmp_path):
+    question = graphs.Question("Hi there", ("a", "b"), 0)
+    with served(config, "a") as processes:
+        graph = graphs.build(config, processes=processes, settings=QUICK)
+        with pytest.raises(ConfigError, match="node 'a' has no model in this process"):
+            graphs.letter_probabilities(graph, "a", [])
+        with pytest.raises(ConfigError, match="node 'a' has no model in this process"):
+            graphs.answer_probabilities(graph, "a", [question])
+        with pytest.raises(TrainingError, match="'a' runs in another"):
+            graphs.Kept(graph, tmp_path)
+        with pytest.raises(ConfigError, match="tokenizers names 'a', which runs in another"):
+            graphs.build(config, processes=processes, tokenizers={"a": None}, settings=QUICK)
 
 
 def test_a_silent_process_is_given_up_in_time(config):
@@ -251,7 +341,7 @@ def test_the_command_line_asks_other_processes(config, tmp_path, capsys):
     assert run([str(word) for word in [*words, "--json"]]) == 0
     assert there["right"] == json.loads(capsys.readouterr().out)["right"]
     assert run([str(word) for word in [*words, "--process", "a"]]) != 0
-    assert "--process takes NODE=HOST:PORT, got 'a'" in capsys.readouterr().err
+    assert "--process takes NODE=HOST:PORT, once a node, got 'a'" in capsys.readouterr().err
 
 
 def test_the_command_line_runs_a_node(config, tmp_path, capsys, monkeypatch):

@@ -153,6 +153,8 @@ def evaluate(
     print(f"calibration {found.calibration:.3f}")
     for name, share in found.routing.items():
         print(f"routing     {name} {share:.1%}")
+    for name in found.lost:
+        print(f"lost        {name}: some or all of this was answered without it", file=sys.stderr)
     for name, accuracy in found.without.items():
         print(f"without     {name} {accuracy:.1%}")
 
@@ -189,8 +191,9 @@ def node(
             **_where(device_map, dtype),
         )
     host, port = server.address
-    told = {"node": name, "address": f"{host}:{port}"}
-    print(json.dumps(told) if as_json else f"{name} listens on {host}:{port}", flush=True)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    told = {"node": name, "address": address}
+    print(json.dumps(told) if as_json else f"{name} listens on {address}", flush=True)
     try:
         server.serve()
     except KeyboardInterrupt:
@@ -204,8 +207,8 @@ def _elsewhere(processes: Sequence[str] | None, secret_file: Path | None) -> dic
     found: dict[str, str] = {}
     for one in processes or ():
         name, equals, address = one.partition("=")
-        if not equals or not name or not address:
-            raise ConfigError(f"--process takes NODE=HOST:PORT, got {one!r}")
+        if not equals or not name or not address or name in found:
+            raise ConfigError(f"--process takes NODE=HOST:PORT, once a node, got {one!r}")
         found[name] = address
     secret = read_secret(secret_file) if secret_file else b""
     return {"processes": found, "settings": NodeSettings(secret=secret)}

@@ -22,13 +22,10 @@ def show(
 ) -> None:
     """Draw a graph as SVG: levels, strengths, and routing where it was measured."""
     from rc_agents import graph as graphs
-    from rc_agents.graph.checkpoint import GRAPH
 
-    drawn: Any
-    if (Path(model) / GRAPH).is_file() or not Path(model).suffix:
-        drawn = graphs.load(model)
-    else:
-        drawn = graphs.GraphConfig.of(model)
+    place = Path(model).expanduser()
+    data = place.is_file() or place.suffix in (".yaml", ".yml", ".json")
+    drawn: Any = graphs.GraphConfig.of(model) if data else graphs.load(model)
     picture = graphs.draw(drawn)
     if output is None:
         print(json.dumps({"svg": picture}) if as_json else picture, end="\n" if as_json else "")

@@ -67,6 +67,8 @@ def ask(
     for place, one in enumerate(questions):
         if isinstance(one, Question):
             one = _written(output, list(config.nodes), one, pictures[place])
+        elif shown:
+            raise DataError("shown goes with a Question; an Asked says itself what its nodes read")
         if output.layout == "lettered" and one.num_choices > output.choices:
             raise DataError(
                 f"a question has {one.num_choices} choices and the output scores {output.choices}; build the graph "

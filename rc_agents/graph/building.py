@@ -63,6 +63,12 @@ def build(
         for name in given or {}:
             if name not in names:
                 raise ConfigError(f"{what} names an unknown node {name!r}; {nearest(name, names)}")
+    for what, given in {"models": models, "tokenizers": tokenizers}.items():
+        both = sorted(set(given or {}) & set(processes or {}))
+        if both:
+            raise ConfigError(
+                f"{what} names {both[0]!r}, which runs in another process; name it there or here"
+            )
     loader = Loader(
         names, device_map, dtype, tokenizers or {}, trust_remote_code, quantization=quantization
     )

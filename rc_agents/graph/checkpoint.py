@@ -139,7 +139,7 @@ def config_of(graph: GraphConfig | Mapping[str, Any] | str | Path) -> GraphConfi
     """Returns a graph's config: as it is, from data, from a file of YAML, or of a saved graph."""
     if isinstance(graph, (str, Path)):
         place = Path(graph).expanduser()
-        if place.is_dir() or not place.suffix:
+        if not place.is_file() and place.suffix not in (".yaml", ".yml", ".json"):
             return GraphConfig.of(_read(str(graph), None)[0]["graph"])
     return GraphConfig.of(graph)
 

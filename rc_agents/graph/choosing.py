@@ -107,7 +107,7 @@ def calibrate(
     asked = ask(graph.config, questions)
     scores: list[Tensor] = []
     routing: list[Tensor] = []
-    with torch.no_grad():
+    with torch.no_grad(), graph.complete():
         for start in range(0, len(asked), batch_size):
             scores_BK, output = answer(graph, asked[start : start + batch_size], run_of)
             scores += scores_BK.cpu().float()

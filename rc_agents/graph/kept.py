@@ -69,6 +69,10 @@ class Kept:
     prints: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.graph.remote:
+            raise TrainingError(
+                f"states are kept of models in this process, and {min(self.graph.remote)!r} runs in another"
+            )
         self.prints = self.graph.fingerprints()
         self.open: dict[Path, Any] = {}
         self.read: dict[tuple[str, Read], dict[str, Tensor]] = {}

@@ -77,7 +77,7 @@ def _shown(graph: LatentGraph, name: str, run: Run, hear: Hear | None, found: Si
     try:
         states_BTD, mask_BT = run.states(name, hear)
     except LinkError as error:
-        if graph.training:
+        if graph.training or graph.strict:
             raise
         logger.warning("%s; the graph answers without it", error)
         found.lost[name] = str(error)

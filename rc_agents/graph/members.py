@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ..backbone import Lens, num_blocks
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 from ..questions import LETTERS, Question, unanswered
 from ..scoring import CausalScorer
 from .asking import Asked, OneRun
@@ -36,7 +37,8 @@ def letter_probabilities(
     Raises:
         ConfigError: the node is read elsewhere, or hears others.
     """
-    node = graph.nodes[name]
+    _check_here(graph, name)
+    node: Any = graph.nodes[name]
     if node.node.hears or node.layer != num_blocks(node.model) or node.node.pooling != "last":
         raise ConfigError(
             f"node {name!r} says letters only where it hears nobody and is read at its last block and token"
@@ -66,6 +68,7 @@ def answer_probabilities(
         questions: written with one text a choice.
         batch_size: texts a pass.
     """
+    _check_here(graph, name)
     member = graph.members[name]
     scorer = CausalScorer(member.model, member.tokenizer, batch_size=batch_size)
     pairs = [(unanswered(one), f" {choice}") for one in questions for choice in one.choices]
@@ -76,3 +79,10 @@ def answer_probabilities(
         means_K = torch.tensor([row.logprob / row.num_tokens for row in scored])
         found.append(means_K.softmax(-1).tolist())
     return found
+
+
+def _check_here(graph: LatentGraph, name: str) -> None:
+    if name not in graph.members:
+        raise ConfigError(
+            f"node {name!r} has no model in this process; {nearest(name, list(graph.members))}"
+        )

@@ -40,6 +40,7 @@ class LatentGraph(nn.Module):
         remote: the nodes whose models run in other processes.
 
     Attributes:
+        strict: whether a node that is lost is an error outside of training too; it shows nothing otherwise.
         temperature: by which scores are divided before they are called probabilities; see `choosing.calibrate`.
         routing: by node that the output reads, its mean share of the output's attention; empty before `calibrate`.
     """
@@ -54,6 +55,7 @@ class LatentGraph(nn.Module):
         super().__init__()
         self.config, self.members, self.schedule = config, dict(members), schedule
         self.remote = dict(remote or {})
+        self.strict = False
         self.temperature = 1.0
         self.routing: dict[str, float] = {}
         self.nodes: dict[str, Node] = {
@@ -232,6 +234,15 @@ class LatentGraph(nn.Module):
         from .checkpoint import load
 
         return load(path, **options)
+
+    @contextlib.contextmanager
+    def complete(self) -> Iterator[None]:
+        """While inside, a node that is lost is an error."""
+        before, self.strict = self.strict, True
+        try:
+            yield
+        finally:
+            self.strict = before
 
     @contextlib.contextmanager
     def scheduled(self, schedule: str) -> Iterator[None]:

@@ -48,7 +48,7 @@ class Shown:
 
 
 def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    return tuple(value.shape) if isinstance(value, Tensor) else repr(value)[:200]
 
 
 Read = str | Shown
@@ -146,6 +146,11 @@ def together(name: str, shown: Sequence[Shown]) -> dict[str, Any]:
         like = one.inputs.keys() == first.keys() and all(
             _shape(value) == _shape(first[key]) for key, value in one.inputs.items()
         )
+        if not any(isinstance(value, Tensor) for value in one.inputs.values()):
+            raise InputError(
+                f"entry {place} of node {name!r} holds no tensor, but {_described(one)}; ask the processor for them "
+                "with return_tensors='pt'"
+            )
         rows = {len(value) for value in one.inputs.values() if isinstance(value, Tensor)}
         if not like or rows != {1}:
             raise InputError(
@@ -159,7 +164,10 @@ def together(name: str, shown: Sequence[Shown]) -> dict[str, Any]:
 
 
 def _described(shown: Shown) -> str:
-    return ", ".join(f"{key} {_shape(value)}" for key, value in shown.inputs.items())
+    return ", ".join(
+        f"{key} {_shape(value) if isinstance(value, Tensor) else type(value).__name__}"
+        for key, value in shown.inputs.items()
+    )
 
 
 def tokenize(

@@ -53,6 +53,8 @@ class RemoteNode:
         self.lock = threading.Lock()
         self.numbers = itertools.count()
         self.channel: Channel | None = None
+        self.closed: weakref.finalize | None = None
+        self.missed = False
         with self.lock:
             self.channel, card = self._connected()
         self.card = card
@@ -79,16 +81,19 @@ class RemoteNode:
 
     def _connected(self) -> tuple[Channel, dict[str, Any]]:
         """Returns a new link, and what the process says of its node."""
+        seconds = self.settings.join
+        if self.missed:  # who was silent before is not waited for longer than an answer
+            seconds = min(seconds, self.settings.deadline)
         try:
-            sock = socket.create_connection(self.address, timeout=self.settings.join)
+            sock = socket.create_connection(self.address, timeout=seconds)
         except OSError as error:
             raise self._lost(error) from error
         try:
-            greet(sock, self.settings.secret, self.settings.join)
+            greet(sock, self.settings.secret, seconds)
             channel = Channel(sock, self.name, self.settings.deadline)
             mine = {"protocol": PROTOCOL, "ensemble": GRAPH, "versions": versions()}
             channel.send(Frame("hello", {"name": self.name, **mine}))
-            reply = next_frame(channel, self.settings.join)
+            reply = next_frame(channel, seconds)
             if reply.kind != "welcome":
                 raise LinkError(str(reply.fields.get("reason", "it is no node of a graph")))
             wrong = disagreement(mine, reply.fields)
@@ -98,7 +103,7 @@ class RemoteNode:
             sock.close()
             raise self._lost(error) from error
         channel.most = MOST_BODY
-        weakref.finalize(self, channel.close)
+        self.closed = weakref.finalize(self, channel.close)
         return channel, reply.fields
 
     def _lost(self, error: Exception) -> LinkError:
@@ -125,6 +130,8 @@ class RemoteNode:
                 "kept states and a ridge start run it in this one"
             )
         said, strength = hear.said.cpu(), hear.module.strength().cpu()
+        if not torch.is_grad_enabled():  # inside a Function it never is
+            said, strength = said.detach(), strength.detach()
         shown: tuple[Tensor, Tensor] = _There.apply(
             said, strength, self, batch, hear.module.normalize
         )
@@ -150,37 +157,59 @@ class RemoteNode:
             kept.append(int(reply.fields["number"]))
         return reply.tensors["states"], reply.tensors["real"]
 
-    def back(self, number: int, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def back(self, number: int, grad: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Returns the gradients of what the node heard (B, D), and of the strength, of an earlier pass."""
-        reply = self._asked(Frame("back", {"pass": number}, {"grad": grad}), grad.shape[0])
+        reply = self._asked(Frame("back", {"pass": number}, {"grad": grad}), 2 * size)
         return reply.tensors["said"], reply.tensors["strength"]
 
     def _asked(self, frame: Frame, size: int) -> Frame:
-        """Sends a question and returns its answer; a link that is gone is made again once a call."""
+        """Sends a question and returns its answer; a link that has gone since the last one is made again."""
         with self.lock:
-            if self.channel is None or not self.channel.open:
-                self.channel, card = self._connected()
-                if card["fingerprint"] != self.fingerprint:
-                    self._close()
-                    raise self._lost(LinkError("another model runs there now"))
+            channel = self._link()
             number = next(self.numbers)
             frame.fields["number"] = number
-            seconds = self.settings.deadline + self.settings.deadline_per_token * size
             try:
-                self.channel.send(frame)
-                reply = next_frame(self.channel, seconds)
+                channel.send(frame)
+                seconds = self.settings.deadline + self.settings.deadline_per_token * size
+                reply = next_frame(channel, seconds)
                 if reply.fields.get("number") != number:
                     raise LinkError("it answered another question")
             except LinkError as error:
                 self._close()
+                self.missed = True
                 raise self._lost(error) from error
+            except BaseException:  # the answer would be taken for that of the next question
+                self._close()
+                raise
+            self.missed = False
         if reply.kind == "failed":
             kind = InputError if reply.fields.get("input") else ModelRunError
-            raise kind(str(reply.fields["reason"]))
+            raise kind(f"node {self.name!r}: {reply.fields['reason']}")
         return reply
 
-    def _close(self) -> None:
+    def _link(self) -> Channel:
+        """Returns the link, made anew where the other end has closed it."""
         if self.channel is not None:
+            try:
+                stale = any(True for _ in self.channel.frames())
+            except LinkError:
+                stale = True
+            if stale or not self.channel.open:
+                self._close()
+        if self.channel is None:
+            self.channel, card = self._connected()
+            try:
+                self._check(card)
+                if card["fingerprint"] != self.fingerprint:
+                    raise ConfigError(f"node {self.name!r}: another model runs in its process now")
+            except ConfigError:
+                self._close()
+                raise
+        return self.channel
+
+    def _close(self) -> None:
+        if self.channel is not None and self.closed is not None:
+            self.closed.detach()
             self.channel.close()
         self.channel = None
 
@@ -207,19 +236,18 @@ class _There(torch.autograd.Function):
         states, real = node.read(
             batch, said_BD.detach(), strength.detach(), normalize=normalize, kept=kept
         )
-        ctx.node, ctx.kept = node, kept
+        ctx.node, ctx.kept, ctx.size = node, kept, _size(batch)
         ctx.mark_non_differentiable(real)
         return states, real
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        said, strength = ctx.node.back(ctx.kept[0], grads[0])
+        said, strength = ctx.node.back(ctx.kept[0], grads[0], ctx.size)
         return said, strength, None, None, None
 
 
 def _size(batch: Batch) -> int:
-    """Returns at most how many tokens a batch has: the characters of its texts, or an encoder's values."""
+    """Returns about how many tokens a batch has: 4 characters, or 256 values of an encoder's inputs, are one."""
     texts: Sequence[str] = batch.get(TEXTS, ())
-    return sum(map(len, texts)) or sum(
-        one.numel() // 256 for one in batch.values() if isinstance(one, Tensor)
-    )
+    values = sum(one.numel() for one in batch.values() if isinstance(one, Tensor))
+    return sum(map(len, texts)) // 4 + values // 256

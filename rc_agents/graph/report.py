@@ -24,6 +24,7 @@ class Report:
         routing: by node that the output reads, how much it was listened to, in the mean.
         routing_by_choice: the same by the place of the choice that was given.
         without: by node, the accuracy with that node silent; empty unless asked for.
+        lost: nodes in other processes without which some question was answered.
     """
 
     count: int
@@ -32,6 +33,7 @@ class Report:
     routing: dict[str, float]
     routing_by_choice: dict[int, dict[str, float]]
     without: dict[str, float] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -88,6 +90,7 @@ def report(
             place: _mean([one for one in choices if one.place == place]) for place in places
         },
         without=without,
+        lost=tuple(sorted({name for one in choices for name in one.lost})),
     )
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from .. import backbone
 from ..assembly import Loader
+from ..backbone import first_line
 from ..checkpoint.identity import fingerprint
-from ..errors import ConfigError, RCError, nearest
+from ..errors import ConfigError, InputError, TokenError, nearest
 from ..execution.wire import MOST_BODY, Channel, Frame, LinkError
 from ..nodes.door import Door
 from ..nodes.handshake import PROTOCOL, disagreement, versions
@@ -69,7 +70,7 @@ class NodeServer:
         self.member = Loader([name], **options).add(name, node.model)
         self.node = frozen_node(name, self.member.model, node)
         self.channels: list[Channel] = []
-        self.held: OrderedDict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = OrderedDict()
+        self.held: dict[int, OrderedDict[int, tuple[Tensor, Tensor, Tensor]]] = {}
         self.stopped = threading.Event()
         self.card = self._card()
         self.door = Door(listener(listen, self.settings.secret), self.settings, self._welcome)
@@ -129,8 +130,7 @@ class NodeServer:
     def _drop(self, channel: Channel) -> None:
         self.channels.remove(channel)
         channel.close()
-        for key in [key for key in self.held if key[0] == id(channel)]:
-            del self.held[key]
+        self.held.pop(id(channel), None)
 
     def _answer(self, channel: Channel, frame: Frame) -> Frame:
         number = frame.fields["number"]
@@ -140,10 +140,12 @@ class NodeServer:
             )
         except LinkError:
             raise
-        except (RCError, RuntimeError) as error:
+        except (
+            Exception
+        ) as error:  # whatever a question does to the model, the next one is answered
             logger.warning("%s could not answer: %s", self.node.name, error)
-            told = {"number": number, "reason": str(error), "input": isinstance(error, RCError)}
-            return Frame("failed", told)
+            known = isinstance(error, (InputError, TokenError))
+            return Frame("failed", {"number": number, "reason": first_line(error), "input": known})
         return Frame("shown", {"number": number}, tensors)
 
     def _read(self, channel: Channel, frame: Frame) -> dict[str, Tensor]:
@@ -162,9 +164,10 @@ class NodeServer:
             batch = self._batch(tensors, frame.fields["others"])
             states, real = self._condensed(*self.node.states(batch, hear))
         if grad and said is not None and strength is not None:
-            self.held[id(channel), frame.fields["number"]] = (states, said, strength)
-            while len(self.held) > PASSES:
-                self.held.popitem(last=False)
+            held = self.held.setdefault(id(channel), OrderedDict())
+            held[frame.fields["number"]] = (states, said, strength)
+            while len(held) > PASSES:
+                held.popitem(last=False)
         return {"states": states, "real": real}
 
     def _batch(self, tensors: dict[str, Tensor], others: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -182,10 +185,10 @@ class NodeServer:
         return pooled_B1D, torch.ones(pooled_B1D.shape[:2], dtype=torch.long)
 
     def _back(self, channel: Channel, frame: Frame) -> dict[str, Tensor]:
-        held = self.held.pop((id(channel), frame.fields["pass"]), None)
+        held = self.held.get(id(channel), OrderedDict()).pop(frame.fields["pass"], None)
         if held is None:
             raise RuntimeError(
-                f"its pass {frame.fields['pass']} is gone: it keeps the last {PASSES} for one backward each"
+                f"its pass {frame.fields['pass']} is gone: it keeps the last {PASSES} of a link for one backward each"
             )
         states, said, strength = held
         grads = torch.autograd.grad(
@@ -198,6 +201,6 @@ class NodeServer:
         self.stopped.set()
         self.door.ring()
         self.door.close()
-        for channel in self.channels:
+        for channel in list(self.channels):
             with contextlib.suppress(OSError):
                 channel.close()

@@ -65,6 +65,22 @@ def ridge_start(
         raise TrainingError("ridge_start sets edges through a latent space; this graph has none")
     if not asked:
         raise TrainingError("ridge_start needs some questions to read; got none")
+    away = sorted(set(graph.hear) & set(graph.remote))
+    if away:
+        raise TrainingError(
+            f"ridge_start reads the stream of every node that hears; load {away[0]!r} in this process"
+        )
+    with graph.complete():
+        return _started(graph, asked, run_of, strength, batch_size)
+
+
+def _started(
+    graph: LatentGraph,
+    asked: Sequence[Asked],
+    run_of: OneRun | None,
+    strength: float,
+    batch_size: int,
+) -> Started:
     encode: dict[str, float] = {}
     hear: dict[str, float] = {}
     for level in graph.config.levels[1:]:

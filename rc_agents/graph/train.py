@@ -102,6 +102,7 @@ def train(
         start = _begin(place, trainer, config, len(taught), resume=resume)
         begun = time.perf_counter()
         graph.train()
+        during.enter_context(graph.complete())
         try:
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
         finally:
