@@ -53,7 +53,7 @@ class RemoteNode:
         self.lock = threading.Lock()
         self.numbers = itertools.count()
         self.channel: Channel | None = None
-        self.closed: weakref.finalize | None = None
+        self.closed: Any = None
         self.missed = False
         with self.lock:
             self.channel, card = self._connected()
