@@ -513,6 +513,7 @@ def test_untrained_methods_on_fixed_texts_run_once_for_all_seeds(trial):
     assert first["key"] != second["key"]
 
 
+@pytest.mark.slow
 @pytest.mark.tiny
 def test_a_random_start_does_not_hang_on_what_ran_before(trial, tmp_path):
     methods = ["no_gate", "random_projections", "bottleneck"]

@@ -643,8 +643,16 @@ def savers():
         nursery.stdin.close()
 
 
-@pytest.mark.parametrize("what", ["bridges", "bases"])
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "what"),
+    [
+        (3, "bridges"),
+        *(
+            pytest.param(kills, what, marks=pytest.mark.slow)
+            for kills, what in ((3, "bases"), (10, "bridges"), (10, "bases"))
+        ),
+    ],
+)
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(kept, savers, what, kills):
     model, path = kept
     ids, known = prompts(1), []

@@ -334,6 +334,7 @@ def adapter(folder, base, name="adapter"):
     return folder / name
 
 
+@pytest.mark.slow
 def test_every_method_makes_a_cell_and_the_report_reads_it(setting, tmp_path, capsys):
     output, folder = tmp_path / "results", tmp_path / "kept"
     assert transfer.run(setting, list(METHODS), [0], output, folder) == []
