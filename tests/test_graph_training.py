@@ -443,6 +443,32 @@ def test_the_command_line_trains_answers_and_draws(trained, tmp_path, capsys):
     assert "no graph at" in capsys.readouterr().err
 
 
+def test_one_command_trains_the_published_graph(tmp_path, monkeypatch, capsys):
+    import importlib
+
+    from rc_agents.cli import run
+    from tests.tiny import saved
+
+    published = importlib.import_module("rc_agents.graph.published")
+    for level in ("LEVEL_ONE", "LEVEL_TWO"):
+        stand_ins = {
+            name: str(saved(tmp_path / name, published.KINDS[name], "prose"))
+            for name in getattr(published, level)
+        }
+        monkeypatch.setattr(published, level, stand_ins)
+    rows = [
+        {"question": f"What is {n}?", "choices": list("abcde"), "label": n % 5} for n in range(12)
+    ]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    line = ["graph", "train", "published", str(tmp_path / "out"), "--questions", str(file)]
+    assert run([*line, "--validation", "4", "--steps", "1", "--batch-size", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 1
+    config = graphs.load(tmp_path / "out").config
+    assert config.levels == [["llama", "qwen", "gemma"], ["phi", "mistral"]]
+    assert (config.latent.width, config.output.choices) == (1024, 5)
+
+
 async def test_the_langchain_tool_gives_calibrated_probabilities(trained):
     pytest.importorskip("langchain_core", reason="the tool needs the extra langchain")
     from rc_agents.adapters.langchain import MultipleChoice

@@ -45,7 +45,12 @@ Secret = Annotated[
 
 @graph.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="The graph: a file of YAML.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="The graph: a file of YAML, or `published`: the article's five models."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="Folder for the trained graph.")],
     questions: Asked = "arc_challenge",
     validation: Annotated[int, typer.Option(min=1, help="Questions to judge by.")] = 200,
@@ -93,7 +98,11 @@ def train(
     taught, judged = _parts(questions, count, validation, seed)
     with contextlib.redirect_stdout(sys.stderr):
         options = _where(device_map, dtype) | _elsewhere(process, secret_file)
-        built = graphs.build(config, seed=seed, **options)
+        given: Any = config
+        if str(config) == "published" and not config.exists():
+            most = max(len(one.choices) for one in (*taught, *judged))
+            given = graphs.published(choices=max(4, most))
+        built = graphs.build(given, seed=seed, **options)
         if ridge and not resume:
             graphs.ridge_start(built, graphs.ask(built.config, taught))
         done = graphs.train(
