@@ -113,7 +113,9 @@ def test_nodes_of_a_level_run_at_once(config):
             node = graph.nodes[name]
             asked = node._asked
             node._asked = lambda *args, asked=asked: (met.wait(), asked(*args))[1]
-        graph(graph.read_texts(TEXTS))  # breaks the barrier were they asked one by one
+        output = graph(graph.read_texts(TEXTS))  # breaks the barrier were they asked one by one
+        assert output.signals.lost == {}
+        assert not met.broken
 
 
 def test_an_encoder_runs_elsewhere(config, tmp_path):
