@@ -505,7 +505,8 @@ def test_a_client_that_leaves_frees_its_place(server, client, streaming):
     url = f"{server.url}/v1/chat/completions"
     if streaming:
         with httpx.stream("POST", url, json=body, timeout=20) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # kept: httpx closes the connection with its iterator
+            next(lines)
             until(lambda: server.batcher.running == 1)
     else:
         with pytest.raises(httpx.ReadTimeout):
