@@ -72,7 +72,7 @@ $(FRAMEWORKS): $(VENV)/dev.stamp
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .venv-$@/lib/python$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages/base.pth
 	grep -v $(FREE:%=-e '^%==') -e '^#' constraints.txt > .venv-$@/constraints.txt
 	.venv-$@/bin/python -m pip --disable-pip-version-check install --quiet --constraint .venv-$@/constraints.txt $(INSTALLS)
-	.venv-$@/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+	.venv-$@/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
 	.venv-$@/bin/python -m pytest tests/test_frameworks.py
 
 bench-speed: $(VENV)/dev.stamp ## Time coupled passes against the frozen models' own

@@ -1,18 +1,33 @@
 """Haystack: a chat generator over an ensemble.
 
-pipeline.add_component("llm", EnsembleChatGenerator("my-ensemble", specialists=["medical"]))
+pipeline.add_component("llm", EnsembleChatGenerator("my-ensemble", generation_kwargs={"specialists": ["medical"]}))
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import inspect
 from typing import Any
 
 from haystack import component, default_from_dict, default_to_dict
-from haystack.dataclasses import ChatMessage, StreamingChunk, ToolCall
+from haystack.dataclasses import ChatMessage, StreamingChunk, ToolCall, ToolCallDelta
+from haystack.tools import (
+    deserialize_tools_or_toolset_inplace,
+    flatten_tools_or_toolsets,
+    serialize_tools_or_toolset,
+)
+from haystack.utils import deserialize_callable, serialize_callable
 
 from rc_agents.errors import InputError
-from rc_agents.service import GenerationParams, GenerationService
+from rc_agents.service import (
+    Conversation,
+    GenerationParams,
+    GenerationResult,
+    GenerationService,
+    unblocked,
+)
+
+UNSUPPORTED = ("frequency_penalty", "presence_penalty")
 
 
 @component
@@ -21,16 +36,18 @@ class EnsembleChatGenerator:
 
     Args:
         model: a folder, id or `package:NAME`; a live ensemble too, where the pipeline is not saved.
-        tools: that answers may call.
-        streaming_callback: takes chunks as they come.
-        generation_kwargs: `max_tokens`, `tool_choice`, `response_format` and what `GenerationParams` takes; `run` may
-            pass its own.
+        tools: that answers may call: tools, toolsets, or a list of both.
+        streaming_callback: takes chunks as they come: text in pieces, then each call whole, then why the answer ended.
+        generation_kwargs: `max_tokens`, `tool_choice`, `parallel_tool_calls`, `response_format` (OpenAI's form or a
+            pydantic class) and what `GenerationParams` takes; `run` may pass its own.
+
+    A call that `max_tokens` cuts is none of the reply's; its meta tells it under `invalid_tool_calls`.
     """
 
     def __init__(
         self,
         model: Any,
-        tools: Sequence[Any] | None = None,
+        tools: Any = None,
         streaming_callback: Any = None,
         generation_kwargs: dict[str, Any] | None = None,
     ) -> None:
@@ -47,63 +64,165 @@ class EnsembleChatGenerator:
         """For a saved pipeline.
 
         Raises:
-            InputError: the ensemble is a live one, or there are tools or a callback.
+            InputError: the ensemble is a live one.
         """
-        if not isinstance(self.model, str) or self.tools or self.streaming_callback:
+        if not isinstance(self.model, str):
             raise InputError(
-                "a generator is saved by its model's path or id, without tools and callbacks; pass those to run()"
+                "a generator is saved by its model's path or id; this one holds a live ensemble"
             )
-        return default_to_dict(self, model=self.model, generation_kwargs=self.generation_kwargs)
+        asked, show = dict(self.generation_kwargs), self.streaming_callback
+        if asked.get("response_format") is not None:
+            asked["response_format"] = _form(asked["response_format"])
+        return default_to_dict(
+            self,
+            model=self.model,
+            tools=serialize_tools_or_toolset(self.tools),
+            streaming_callback=None if show is None else serialize_callable(show),
+            generation_kwargs=asked,
+        )
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> EnsembleChatGenerator:
         """From a saved pipeline."""
+        held = data["init_parameters"]
+        deserialize_tools_or_toolset_inplace(held, key="tools")
+        if held.get("streaming_callback"):
+            held["streaming_callback"] = deserialize_callable(held["streaming_callback"])
         found: EnsembleChatGenerator = default_from_dict(cls, data)
         return found
 
     @component.output_types(replies=list[ChatMessage])
     def run(
         self,
-        messages: list[ChatMessage],
+        messages: list[ChatMessage] | str,
         generation_kwargs: dict[str, Any] | None = None,
-        tools: Sequence[Any] | None = None,
+        tools: Any = None,
         streaming_callback: Any = None,
     ) -> dict[str, list[ChatMessage]]:
-        """Answers a chat."""
+        """Answers a chat.
+
+        Raises:
+            InputError: messages, tools or options that cannot work, or a callback that only `run_async` can await.
+        """
+        show = streaming_callback or self.streaming_callback
+        if inspect.iscoroutinefunction(show):
+            raise InputError(
+                "run() cannot await a streaming callback; call run_async(), or pass a plain function"
+            )
+        talk, params = self._plan(messages, generation_kwargs, tools)
+        with self._loaded.stream(talk.prompt, params) as stream:
+            chunks = _Chunks()
+            for piece in talk.pieces(stream):
+                chunk = chunks.push(piece)
+                if show is not None:
+                    show(chunk)
+            if show is not None:
+                show(chunks.end(stream.result))
+            return {"replies": [chunks.message(stream.result, self._loaded.model.name_or_path)]}
+
+    @component.output_types(replies=list[ChatMessage])
+    async def run_async(
+        self,
+        messages: list[ChatMessage] | str,
+        generation_kwargs: dict[str, Any] | None = None,
+        tools: Any = None,
+        streaming_callback: Any = None,
+    ) -> dict[str, list[ChatMessage]]:
+        """Answers a chat without blocking the event loop; a callback may be a coroutine function.
+
+        Raises:
+            InputError: as `run`.
+        """
+        show = streaming_callback or self.streaming_callback
+        talk, params = await asyncio.to_thread(self._plan, messages, generation_kwargs, tools)
+        with self._loaded.stream(talk.prompt, params) as stream:
+            chunks = _Chunks()
+            async for piece in unblocked(talk.pieces(stream)):
+                await _shown(show, chunks.push(piece))
+            await _shown(show, chunks.end(stream.result))
+            return {"replies": [chunks.message(stream.result, self._loaded.model.name_or_path)]}
+
+    @property
+    def _loaded(self) -> GenerationService:
         self.warm_up()
         assert self._service is not None
-        asked = {**self.generation_kwargs, **(generation_kwargs or {})}
-        given = [
-            {"type": "function", "function": one.tool_spec} for one in tools or self.tools or ()
-        ]
-        talk = self._service.converse(
+        return self._service
+
+    def _plan(
+        self, messages: Any, own: dict[str, Any] | None, tools: Any
+    ) -> tuple[Conversation, GenerationParams]:
+        asked = {**self.generation_kwargs, **(own or {})}
+        if refused := [name for name in UNSUPPORTED if asked.get(name)]:
+            raise InputError(f"an ensemble has no {refused[0]}; leave it out")
+        if (asked.get("n") or 1) != 1:
+            raise InputError(f"one reply a call, got n={asked['n']}; call run() again for another")
+        if isinstance(messages, str):
+            messages = [ChatMessage.from_user(messages)]
+        offered = flatten_tools_or_toolsets(tools if tools is not None else self.tools)
+        talk = self._loaded.converse(
             [one.to_openai_dict_format(require_tool_call_ids=False) for one in messages],
-            tools=given or None,
+            tools=[{"type": "function", "function": one.tool_spec} for one in offered] or None,
             tool_choice=asked.get("tool_choice"),
-            response_format=asked.get("response_format"),
+            parallel_tool_calls=bool(asked.get("parallel_tool_calls")),
+            response_format=_form(asked.get("response_format")),
         )
-        params = talk.params(GenerationParams.of(asked))
-        show = streaming_callback or self.streaming_callback
-        with self._service.stream(talk.prompt, params) as stream:
-            for text in stream:
-                if show is not None:
-                    show(StreamingChunk(content=text))
-            result = stream.result
-        reply = talk.read(result.text)
-        calls = [
-            ToolCall(tool_name=one.name, arguments=one.arguments, id=one.id)
-            for one in reply.tool_calls
-            if one.arguments is not None
-        ]
-        meta = {
-            "model": self._service.model.name_or_path,
-            "finish_reason": "tool_calls" if calls else result.finish_reason,
-            "usage": {
-                "prompt_tokens": result.prompt_tokens,
-                "completion_tokens": result.completion_tokens,
-            },
+        return talk, talk.params(GenerationParams.of(asked))
+
+
+class _Chunks:
+    """An answer's pieces as Haystack's chunks, and the message that they make."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.calls: list[ToolCall] = []
+        self.broken: list[dict[str, str]] = []
+        self._blocks = 0
+
+    def push(self, piece: Any) -> StreamingChunk:
+        if isinstance(piece, str):
+            start, self.text = not self.text, self.text + piece
+            self._blocks = max(self._blocks, 1)
+            return StreamingChunk(content=piece, index=0, start=start)
+        block, self._blocks = self._blocks, self._blocks + 1
+        found = ToolCallDelta(len(self.calls + self.broken), piece.name, piece.text, piece.id)
+        if piece.arguments is None:  # cut, or no JSON object
+            self.broken.append({"name": piece.name, "arguments": piece.text})
+        else:
+            self.calls.append(ToolCall(piece.name, piece.arguments, piece.id))
+        return StreamingChunk(content="", index=block, start=True, tool_calls=[found])
+
+    def end(self, result: GenerationResult) -> StreamingChunk:
+        reason: Any = "length" if result.finish_reason == "timeout" else self.reason(result)
+        return StreamingChunk(content="", finish_reason=reason)
+
+    def reason(self, result: GenerationResult) -> str:
+        called = self.calls and result.finish_reason == "stop"
+        return "tool_calls" if called else result.finish_reason
+
+    def message(self, result: GenerationResult, name: str) -> ChatMessage:
+        tokens = result.prompt_tokens, result.completion_tokens
+        usage = dict(zip(("prompt_tokens", "completion_tokens"), tokens, strict=True))
+        meta: dict[str, Any] = {
+            "model": name,
+            "index": 0,
+            "finish_reason": self.reason(result),
+            "usage": {**usage, "total_tokens": sum(tokens)},
         }
-        answer = ChatMessage.from_assistant(
-            reply.content or None, tool_calls=calls or None, meta=meta
+        if self.broken:
+            meta["invalid_tool_calls"] = self.broken
+        return ChatMessage.from_assistant(
+            self.text or None, tool_calls=self.calls or None, meta=meta
         )
-        return {"replies": [answer]}
+
+
+async def _shown(show: Any, chunk: StreamingChunk) -> None:
+    if show is not None and inspect.isawaitable(waits := show(chunk)):
+        await waits
+
+
+def _form(given: Any) -> Any:
+    """OpenAI's `response_format`, also from a pydantic class."""
+    if not isinstance(given, type):
+        return given
+    schema = {"schema": given.model_json_schema(), "strict": True}  # type: ignore[attr-defined]
+    return {"type": "json_schema", "json_schema": {"name": given.__name__, **schema}}

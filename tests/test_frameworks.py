@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import importlib.util
+import json
 import re
 import runpy
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from pydantic import BaseModel
 
 from rc_agents.errors import InputError
 from rc_agents.service import GenerationParams, GenerationService
@@ -24,6 +26,17 @@ USER = [{"role": "user", "content": "Where is the river?"}]
 
 MODEL = talking("medical", room=8192)
 SERVICE = GenerationService(MODEL)
+
+
+class Place(BaseModel):
+    """What an answer's object holds."""
+
+    city: Literal["Rome", "Paris"]
+
+
+def places(city: str) -> str:
+    """Tells of a place."""
+    return city
 
 
 def told(prompt=USER, **options):
@@ -403,21 +416,72 @@ def test_haystack_generator_answers_streams_and_is_saved(tmp_path):
     found = pipeline.run({"llm": {"messages": asked, "streaming_callback": pieces.append}})
     (reply,) = found["llm"]["replies"]
     assert reply.text == told() == "".join(one.content for one in pieces)
-    assert reply.meta["usage"]["completion_tokens"] == 6
+    assert (pieces[0].start, pieces[-1].finish_reason) == (True, "length")
+    assert reply.meta["usage"] == {"prompt_tokens": 22, "completion_tokens": 6, "total_tokens": 28}
     tool = create_tool_from_function(weather)
     more = {"max_tokens": 150, "tool_choice": "required"}
-    (called,) = llm.run(asked, more, tools=[tool])["replies"]
+    pieces.clear()
+    (called,) = llm.run(asked, more, tools=[tool], streaming_callback=pieces.append)["replies"]
     assert called.tool_call.arguments["city"] in ("Rome", "Paris")
+    (delta,) = (call for one in pieces for call in one.tool_calls or ())
+    assert json.loads(delta.arguments) == called.tool_call.arguments
+    assert not any("tool_call" in one.content for one in pieces)  # the call's tags are no text
+    assert pieces[-1].finish_reason == called.meta["finish_reason"] == "tool_calls"
+    size = called.meta["usage"]["completion_tokens"] - 12  # within its arguments
+    (cut,) = llm.run(asked, {**more, "max_tokens": size}, tools=[tool])["replies"]
+    assert (cut.tool_calls, len(cut.meta["invalid_tool_calls"])) == ([], 1)
     result = ChatMessage.from_tool("dry", origin=called.tool_call)
     assert llm.run([*asked, called, result])["replies"][0].text
-    saved = EnsembleChatGenerator("my-ensemble", generation_kwargs={"max_tokens": 3})
+    saved = EnsembleChatGenerator(
+        "my-ensemble", [create_tool_from_function(places)], print, {"response_format": Place}
+    )
     pipeline = haystack.Pipeline()
     pipeline.add_component("llm", saved)
-    own = ["rc_agents.adapters.haystack"]
-    again = haystack.Pipeline.loads(pipeline.dumps(), allowed_modules=own)
-    assert again.get_component("llm").model == "my-ensemble"
+    own = ["rc_agents.adapters.haystack", "tests.test_frameworks", "builtins"]
+    again = haystack.Pipeline.loads(pipeline.dumps(), allowed_modules=own).get_component("llm")
+    assert (again.model, again.streaming_callback, again.tools) == (
+        "my-ensemble",
+        print,
+        saved.tools,
+    )
+    assert again.generation_kwargs["response_format"]["json_schema"]["name"] == "Place"
     with pytest.raises(InputError, match="path or id"):
         llm.to_dict()
+    for option in ({"n": 2}, {"frequency_penalty": 1.0}, {"temperature": -1}):
+        with pytest.raises(InputError, match=re.escape(next(iter(option)))):
+            llm.run(asked, option)
+
+
+def test_haystack_generator_answers_an_event_loop():
+    pytest.importorskip("haystack", reason="not installed; run make frameworks")
+    from rc_agents.adapters.haystack import EnsembleChatGenerator
+
+    llm = EnsembleChatGenerator(MODEL, generation_kwargs={"max_tokens": 6})
+    pieces, later, ticks = [], [], []
+
+    async def show(chunk):
+        pieces.append(chunk.content)
+
+    async def tick():
+        while True:
+            ticks.append(len(pieces))
+            await asyncio.sleep(0)
+
+    async def asked():
+        beside = asyncio.create_task(tick())
+        found = await llm.run_async(USER[0]["content"], streaming_callback=show)
+        beside.cancel()
+        form = {"max_tokens": 100, "response_format": Place}
+        return found, await llm.run_async("Where?", form, streaming_callback=later.append)
+
+    found, formed = asyncio.run(asked())
+    assert found["replies"][0].text == told(specialists=None) == "".join(pieces)
+    assert len(set(ticks)) > 2  # the loop went on between pieces
+    (reply,) = formed["replies"]
+    assert Place.model_validate_json(reply.text).city in ("Rome", "Paris")
+    assert reply.text == "".join(one.content for one in later)
+    with pytest.raises(InputError, match="run_async"):
+        llm.run("Where?", streaming_callback=show)
 
 
 # Through the server.
