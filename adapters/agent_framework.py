@@ -33,11 +33,9 @@ from rc_agents.service import (
     unblocked,
 )
 
-PARAMS = (
-    *("temperature", "top_p", "top_k", "seed", "stop", "timeout"),
-    *("logit_bias", "specialists", "strength"),
-)
-UNSUPPORTED = ("frequency_penalty", "presence_penalty", "conversation_id")
+FORMS = ("tools", "tool_choice", "allow_multiple_tool_calls", "response_format", "instructions")
+IGNORED = ("model", "metadata", "user", "store")
+"""Options of the framework that have no meaning here; what is neither these nor ours is refused."""
 UNREAD = ("text_reasoning", "usage")
 """Contents of earlier answers that are not said again."""
 
@@ -63,6 +61,7 @@ class EnsembleChatClient(
         **options: Any,
     ) -> None:
         super().__init__(middleware=middleware)
+        GenerationParams.of(options, others=(*FORMS, *IGNORED))
         self.service, self.options = GenerationService.of(model), options
         self.model = self.service.model.name_or_path or "rc_agents"
 
@@ -112,8 +111,7 @@ class EnsembleChatClient(
         self, messages: Sequence[Message], options: Mapping[str, Any]
     ) -> tuple[Conversation, GenerationParams]:
         asked = await self._validate_options({**self.options, **options})
-        if refused := [name for name in UNSUPPORTED if asked.get(name)]:
-            raise InputError(f"an ensemble has no {refused[0]}; leave it out")
+        params = GenerationParams.of(asked, others=(*FORMS, *IGNORED))
         tools, choice = _tools(asked.get("tools"), asked.get("tool_choice"))
         told = prepend_instructions_to_messages(list(messages), asked.get("instructions"))
         talk = await asyncio.to_thread(
@@ -124,8 +122,7 @@ class EnsembleChatClient(
             parallel_tool_calls=bool(asked.get("allow_multiple_tool_calls")),
             response_format=_form(asked.get("response_format")),
         )
-        known = {name: asked[name] for name in PARAMS if asked.get(name) is not None}
-        return talk, talk.params(GenerationParams(max_new_tokens=asked.get("max_tokens"), **known))
+        return talk, talk.params(params)
 
 
 def _content(piece: Any) -> Content:

@@ -27,7 +27,8 @@ from rc_agents.service import (
     unblocked,
 )
 
-UNSUPPORTED = ("frequency_penalty", "presence_penalty")
+FORMS = ("tool_choice", "parallel_tool_calls", "response_format")
+"""What `generation_kwargs` may hold beside `GenerationParams`'s own names."""
 
 
 @component
@@ -41,6 +42,9 @@ class EnsembleChatGenerator:
         generation_kwargs: `max_tokens`, `tool_choice`, `parallel_tool_calls`, `response_format` (OpenAI's form or a
             pydantic class) and what `GenerationParams` takes; `run` may pass its own.
 
+    Raises:
+        InputError: an option that is not known, or cannot work.
+
     A call that `max_tokens` cuts is none of the reply's; its meta tells it under `invalid_tool_calls`.
     """
 
@@ -53,6 +57,7 @@ class EnsembleChatGenerator:
     ) -> None:
         self.model, self.tools, self.streaming_callback = model, tools, streaming_callback
         self.generation_kwargs = generation_kwargs or {}
+        GenerationParams.of(self.generation_kwargs, others=FORMS)
         self._service: GenerationService | None = None
 
     def warm_up(self) -> None:
@@ -152,10 +157,7 @@ class EnsembleChatGenerator:
         self, messages: Any, own: dict[str, Any] | None, tools: Any
     ) -> tuple[Conversation, GenerationParams]:
         asked = {**self.generation_kwargs, **(own or {})}
-        if refused := [name for name in UNSUPPORTED if asked.get(name)]:
-            raise InputError(f"an ensemble has no {refused[0]}; leave it out")
-        if (asked.get("n") or 1) != 1:
-            raise InputError(f"one reply a call, got n={asked['n']}; call run() again for another")
+        params = GenerationParams.of(asked, others=FORMS)
         if isinstance(messages, str):
             messages = [ChatMessage.from_user(messages)]
         offered = flatten_tools_or_toolsets(tools if tools is not None else self.tools)
@@ -166,7 +168,7 @@ class EnsembleChatGenerator:
             parallel_tool_calls=bool(asked.get("parallel_tool_calls")),
             response_format=_form(asked.get("response_format")),
         )
-        return talk, talk.params(GenerationParams.of(asked))
+        return talk, talk.params(params)
 
 
 class _Chunks:

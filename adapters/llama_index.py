@@ -23,6 +23,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.custom import CustomLLM
 
 from rc_agents import CoupledForCausalLM
+from rc_agents.errors import InputError
 from rc_agents.service import (
     GenerationParams,
     GenerationResult,
@@ -32,6 +33,8 @@ from rc_agents.service import (
 )
 
 NO_LIMIT = 1 << 20
+UNREADABLE = ("image", "audio", "video", "document")
+"""Kinds of content that are refused rather than left out."""
 
 
 class EnsembleLLM(CustomLLM):
@@ -40,6 +43,9 @@ class EnsembleLLM(CustomLLM):
     Args:
         model: a live ensemble, or its folder, id or `package:NAME`.
         options: `max_tokens` and what `GenerationParams` takes, for every call; each call may pass its own.
+
+    Raises:
+        InputError: an option that is not known, or cannot work.
     """
 
     _service: GenerationService = PrivateAttr()
@@ -48,7 +54,7 @@ class EnsembleLLM(CustomLLM):
     def __init__(self, model: CoupledForCausalLM | str | Path, **options: Any) -> None:
         super().__init__()
         self._service, self._options = GenerationService.of(model), options
-        self._params({})
+        GenerationParams.of(options, others=())
 
     @classmethod
     def class_name(cls) -> str:
@@ -93,6 +99,11 @@ class EnsembleLLM(CustomLLM):
             yield ChatResponse(message=_says(text), delta=delta, raw=raw)
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
+        for block in (block for one in messages for block in one.blocks):
+            if block.block_type in UNREADABLE:
+                raise InputError(
+                    f"the ensemble reads text only, got a block of type {block.block_type!r}"
+                )
         turns = [{"role": one.role.value, "content": one.content or ""} for one in messages]
         return self._service.converse(turns).prompt
 

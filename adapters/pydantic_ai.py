@@ -145,7 +145,7 @@ class EnsembleModel(Model):
         params = GenerationParams(
             max_new_tokens=settings.get("max_tokens"),
             stop=settings.get("stop_sequences") or (),
-            logit_bias=_bias(settings.get("logit_bias")),
+            logit_bias=settings.get("logit_bias"),
             specialists=self.chosen.specialists,
             strength=self.chosen.strength,
             **{name: settings[name] for name in PARAMS if settings.get(name) is not None},
@@ -270,14 +270,6 @@ def _offered(
     every = (*asked.function_tools, *asked.output_tools) if word != "none" else ()
     tools = [_tool(one) for one in every if names is None or one.name in names]
     return (word if tools else None), tools
-
-
-def _bias(given: Mapping[str, float] | None) -> dict[int, float] | None:
-    if given is None:
-        return None
-    if wrong := [token for token in given if not str(token).isdecimal()]:
-        raise InputError(f"logit_bias has token ids as keys, got {wrong[0]!r}")
-    return {int(token): added for token, added in given.items()}
 
 
 def _tool(tool: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smolagents.models import (
+    REMOVE_PARAMETER,
     ChatMessage,
     ChatMessageStreamDelta,
     ChatMessageToolCall,
@@ -22,6 +23,9 @@ from smolagents.models import (
 from rc_agents import CoupledForCausalLM
 from rc_agents.service import Conversation, GenerationParams, GenerationService
 
+OWN = ("tool_choice", "response_format", "tool_name_key", "tool_arguments_key")
+"""What the framework takes among a model's options."""
+
 
 class EnsembleModel(Model):
     """An ensemble as a model of smolagents.
@@ -30,7 +34,10 @@ class EnsembleModel(Model):
         model: a live ensemble, or its folder, id or `package:NAME`.
         specialists: who takes part; None for all.
         strength: factor on the bridges, or a dict by specialist.
-        options: `max_tokens`, `temperature`, `top_p`, `top_k`, `seed`, `timeout`, `stop` for every call.
+        options: `max_tokens`, `temperature`, `top_p`, `top_k`, `seed`, `timeout`, `stop`, `logit_bias` for every call.
+
+    Raises:
+        InputError: an option that is not known, or cannot work.
     """
 
     def __init__(
@@ -43,6 +50,8 @@ class EnsembleModel(Model):
     ) -> None:
         self.service = GenerationService.of(model)
         name = self.service.model.name_or_path or "rc_agents"
+        said = {name: one for name, one in options.items() if one is not REMOVE_PARAMETER}
+        GenerationParams.of(said, others=OWN)
         self.chosen = GenerationParams(specialists=specialists, strength=strength)
         super().__init__(flatten_messages_as_text=True, model_id=name, **options)
 

@@ -510,6 +510,18 @@ def test_params_are_taken_out_of_a_frameworks_settings():
     assert both == GenerationParams(max_new_tokens=3)
     with pytest.raises(InputError, match="top_p"):
         GenerationParams.of({"top_p": 3})
+    kept = GenerationParams.of({"top_k": 2, "tools": [], "user": None, "n": None}, others=["tools"])
+    assert kept == GenerationParams(top_k=2)
+    with pytest.raises(InputError, match=r"no option 'max_token'.*did you mean 'max_tokens'\?"):
+        GenerationParams.of({"max_token": 3}, others=["tools"])
+
+
+def test_a_bias_has_numbers_or_their_digits_for_tokens():
+    plain = GenerationParams(logit_bias={5: -1.0})
+    assert GenerationParams(logit_bias={"5": -1.0}) == plain
+    for wrong in ({"river": 1.0}, {-1: 1.0}, [5]):
+        with pytest.raises(InputError, match="logit_bias"):
+            GenerationParams(logit_bias=wrong)
 
 
 @pytest.mark.parametrize(("chosen", "message"), BAD_PARAMS)

@@ -79,8 +79,8 @@ class CoupledFields(BaseModel):
         model: a saved ensemble (folder or hub id), a single base model (the same, or `package:NAME`), or a live
             `CoupledForCausalLM`.
         max_tokens: at most so many new tokens; also `max_new_tokens`.
-        temperature, top_p, top_k, seed, stop, specialists, strength, timeout: as in `GenerationParams`, here or in
-            any call.
+        temperature, top_p, top_k, seed, stop, specialists, strength, timeout, logit_bias: as in `GenerationParams`,
+            here or in any call.
         device_map, dtype: for loading, as in `rc_agents.couple`.
         max_retries, api_key: accepted as every LangChain model does; no request leaves this process.
     """
@@ -97,6 +97,7 @@ class CoupledFields(BaseModel):
     specialists: list[str] | None = None
     strength: float | dict[str, float] | None = None
     timeout: float | None = None
+    logit_bias: dict[int, float] | None = None
     device_map: Any = None
     dtype: Any = None
     max_retries: int | None = Field(default=None, exclude=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ..errors import InputError
+from ..errors import InputError, nearest
 from .guides import Guide
 
 MOST_LOGPROBS = 100
-CHOICES = ("temperature", "top_p", "top_k", "seed", "stop", "timeout", "specialists", "strength")
+CHOICES = (
+    *("temperature", "top_p", "top_k", "seed", "stop", "timeout"),
+    *("logit_bias", "specialists", "strength"),
+)
 """What a caller of any framework may choose about an answer, by the name that it has in `GenerationParams`."""
 LIMITS = ("max_tokens", "max_new_tokens")
 """The names under which frameworks say how long an answer may be; the first that is given counts."""
@@ -31,7 +34,7 @@ class GenerationParams:
         specialists: names that take part; None for all, an empty list for the anchor alone.
         strength: factor on every bridge's update, or a dict by specialist; None for 1.
         guide: the form that the whole text keeps to, such as `Guide.json_schema({...})`; None for free text.
-        logit_bias: token id -> what is added to its score before anything else.
+        logit_bias: token id, as a number or its digits -> what is added to its score before anything else.
         logprobs: keep each token's log-probability and so many of the likeliest ones, 0 to 100; None for none.
         attribution: keep how much each specialist added where each token was chosen.
         timeout: seconds after which the text so far is returned with finish_reason "timeout"; None for no limit.
@@ -55,16 +58,23 @@ class GenerationParams:
     attribution: bool = False
 
     @classmethod
-    def of(cls, asked: Mapping[str, Any], **own: Any) -> Self:
+    def of(
+        cls, asked: Mapping[str, Any], *, others: Collection[str] | None = None, **own: Any
+    ) -> Self:
         """Returns the parameters among a framework's settings: `CHOICES` and `LIMITS`, where they are not None.
 
         Args:
-            asked: the settings; any others are the framework's.
+            asked: the settings.
+            others: names beside these that are the framework's own; None lets any others pass.
             own: parameters that count whatever is asked.
 
         Raises:
-            InputError: a value that cannot work.
+            InputError: a value that cannot work, or a name that is neither.
         """
+        known = {*CHOICES, *LIMITS, *(others or ())}
+        for name in asked if others is not None else ():
+            if name not in known and asked[name] is not None:
+                raise InputError(f"an ensemble has no option {name!r}; {nearest(name, known)}")
         given = {name: asked[name] for name in CHOICES if asked.get(name) is not None}
         limits = [asked[name] for name in LIMITS if asked.get(name) is not None]
         return cls(**{"max_new_tokens": limits[0] if limits else None, **given, **own})
@@ -75,6 +85,8 @@ class GenerationParams:
         _check_integer("logprobs", self.logprobs, least=0)
         if (self.logprobs or 0) > MOST_LOGPROBS:
             raise InputError(f"logprobs is at most {MOST_LOGPROBS}, got {self.logprobs}")
+        if self.logit_bias is not None:
+            object.__setattr__(self, "logit_bias", _by_token(self.logit_bias))
         for token, added in (self.logit_bias or {}).items():
             _check_integer("a token of logit_bias", token, least=0)
             _check_number("logit_bias", added, "a token", lambda _: True)
@@ -92,6 +104,16 @@ class GenerationParams:
             self.strength.values() if isinstance(self.strength, Mapping) else [self.strength]
         ):
             _check_number("strength", value, "or a dict of them by specialist", lambda _: True)
+
+
+def _by_token(given: Any) -> dict[Any, Any]:
+    """A bias by token ids; JSON's objects have them as strings."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"logit_bias is a dict by token id, got {type(given).__name__}")
+    return {
+        int(token) if isinstance(token, str) and token.isdecimal() else token: added
+        for token, added in given.items()
+    }
 
 
 def _check_integer(name: str, value: Any, least: int | None = None) -> None:
