@@ -226,5 +226,5 @@ def _form(given: Any) -> Any:
     """OpenAI's `response_format`, also from a pydantic class."""
     if not isinstance(given, type):
         return given
-    schema = {"schema": given.model_json_schema(), "strict": True}  # type: ignore[attr-defined]
+    schema = {"schema": given.model_json_schema(), "strict": True}
     return {"type": "json_schema", "json_schema": {"name": given.__name__, **schema}}
