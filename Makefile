@@ -21,9 +21,9 @@ help: ## List the targets
 demo: $(VENV)/demo.stamp ## Watch three frozen models answer as one (installs what it needs)
 	$(BIN)/rc-agents demo
 
-# Two processes of one thread each: tiny models gain nothing from more threads.
+# Two processes of one thread each: tiny models gain nothing from more threads. Byte code is kept, as tests start processes.
 test: $(VENV)/dev.stamp ## Run the default tests (offline)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(VENV)/dev.stamp ## Run slow and multi-process tests too
 	$(BIN)/python -m pytest -m "not gpu"

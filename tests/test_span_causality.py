@@ -53,7 +53,7 @@ def common(one: list, other: list) -> int:
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(before=TEXTS, after=TEXTS, instead=TEXTS)
 @example(before="hell", after="o wor", instead=" yes")
 @example(before="the peo", after="ple", instead="  \n")

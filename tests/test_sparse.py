@@ -75,8 +75,15 @@ def test_whoever_is_asked_at_every_token_gives_the_dense_bits(bridge):
     assert spared.share == 0
 
 
-@pytest.mark.parametrize("schedule", ["lockstep", "threads"])
-@pytest.mark.parametrize("archs", [TRIO, ("llama", "mamba2", "gemma2"), ("lfm2", "llama", "bamba")])
+@pytest.mark.parametrize(
+    ("archs", "schedule"),
+    [
+        (TRIO, "lockstep"),
+        (TRIO, "threads"),
+        (("llama", "mamba2", "gemma2"), "threads"),
+        (("lfm2", "llama", "bamba"), "lockstep"),
+    ],
+)
 def test_gates_that_read_the_target_alone_give_the_dense_answer(archs, schedule):
     """Their threshold is the floor below which they are exactly shut, and specialists that hear nobody lose nothing."""
     model = drowsy(*archs, topology="unilateral", bridge=TARGET, schedule=schedule)
@@ -154,10 +161,10 @@ def test_a_row_is_the_same_alone_and_in_a_batch(bridge):
 
 
 def stepped(model, ids, mask):
-    """The logits of 15 more tokens behind a prompt, (B, 15, V); the tokens are the same for all rows."""
-    more, out, logits = prompts(1, 15, seed=3).expand(len(ids), -1), None, []
+    """The logits of 10 more tokens behind a prompt, (B, 10, V); the tokens are the same for all rows."""
+    more, out, logits = prompts(1, 10, seed=3).expand(len(ids), -1), None, []
     out = model(ids, attention_mask=mask, use_cache=True)
-    for at in range(15):
+    for at in range(10):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         out = model(more[:, at : at + 1], attention_mask=mask, past_key_values=out.past_key_values)
         logits.append(out.logits)
