@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Z = 1.959963984540054  # of a two-sided 95 % interval
+BLOCK = 256
+"""Resamples that are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,12 @@ def _resampled(
         whole = np.stack(groups)  # (seeds, columns, items)
         slots = rng.integers(len(groups), size=(draws, len(groups)))
         items = rng.integers(whole.shape[2], size=(draws, whole.shape[2]))
-        pairs = zip(slots, items, strict=True)
-        return np.stack([whole[slot].sum(0)[:, item].sum(1) for slot, item in pairs], axis=1)
+        blocks = [slice(start, start + BLOCK) for start in range(0, draws, BLOCK)]
+        taken = (
+            np.take_along_axis(whole[slots[block]].sum(1), items[block, None], axis=2)
+            for block in blocks
+        )
+        return np.concatenate([each.sum(2).T for each in taken], axis=1)
     chosen = rng.integers(len(groups), size=(draws, len(groups)))
     sums = np.zeros((len(groups[0]), draws))
     for number, columns in enumerate(groups):
