@@ -15,6 +15,7 @@ import torch
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 from rc_agents.adapters.server import Limits, create_app
+from rc_agents.adapters.server.turns import Turns
 
 import rc_agents
 from rc_agents.cli.app import run
@@ -282,6 +283,46 @@ def test_requests_share_a_call(client, server, monkeypatch):
         go.set()
         assert [len(one.result().choices) for one in [first, *others]] == [1] * 7
     assert sizes == [1, 6]
+
+
+def test_those_who_ask_take_turns(monkeypatch):
+    """Six requests of one user are there when another's two come: those stand behind the first and the second."""
+    begun, batch = [], GenerationService.batch
+
+    def noted(self, prompts, params, **kwargs):
+        begun.append(params[0].max_new_tokens)
+        return batch(self, prompts, params, **kwargs)
+
+    monkeypatch.setattr(GenerationService, "batch", noted)
+    limits = Limits(batch=1)
+    with (
+        running(MODEL, limits=limits) as server,
+        held(monkeypatch, server) as go,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as api,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        answers = []
+        for size in range(1, 9):
+            user = "many" if size < 7 else "few"
+            answers.append(pool.submit(ask, api, user=user, max_tokens=size))
+            until(lambda: server.batcher.running + server.batcher.waiting == len(answers))
+        go.set()
+        assert all(one.result().choices for one in answers)
+    assert begun == [1, 7, 2, 8, 3, 4, 5, 6]
+
+
+def test_turns_starve_nobody_and_forget_who_has_left():
+    turns = Turns()
+    assert [turns.give("a") for _ in range(3)] == [0, 1, 2]
+    assert [turns.give("b") for _ in range(2)] == [0, 1]
+    for turn in (0, 0, 1, 1):
+        turns.begin(turn)
+    assert turns.give("new") == 1  # behind what runs, before a's third
+    assert turns.give("b") == 2
+    assert turns.give("a") == 3
+    for turn in (1, 2, 2, 3):
+        turns.begin(turn)
+    assert len(turns) == 1  # a alone, whose next would be the fourth
 
 
 def test_a_short_answer_does_not_wait_for_a_long_one(client, server, monkeypatch):

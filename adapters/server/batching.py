@@ -1,8 +1,8 @@
 """One thread that answers what waits, several rows in one `generate` call.
 
-Requests join at request boundaries: a call takes the rows that wait when it begins, in order of arrival, as many as fit
-side by side, and the next call begins when the last of them has ended. A row whose client has gone ends within one
-token.
+Requests join at request boundaries: a call takes the rows that wait when it begins, those who ask in turns and each
+one's rows in order of arrival, as many as fit side by side. The next call begins when the last of them has ended. A row
+whose client has gone ends within one token.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rc_agents.service import (
 
 from .errors import Refused, log
 from .limits import Limits
+from .turns import Turns
 
 
 @dataclass(eq=False)
@@ -35,12 +36,15 @@ class Job:
         prompt: rendered.
         params: its own.
         deadline: of `time.monotonic`.
+        asker: who takes turns with the others.
         reads: whether the prompt's own tokens are scored too, into `read`.
     """
 
     prompt: Prompt
     params: GenerationParams
     deadline: float
+    asker: str = ""
+    turn: int = 0
     reads: bool = False
     read: tuple[TokenRecord, ...] = ()
     cancel: threading.Event = field(default_factory=threading.Event)
@@ -104,6 +108,7 @@ class Batcher:
     ) -> None:
         self._service, self._limits, self._observe = service, limits, observe
         self._waiting: deque[Job] = deque()
+        self._turns = Turns()
         self._running: list[Job] = []
         self._changed = threading.Condition()
         self._closing = False
@@ -150,7 +155,9 @@ class Batcher:
                     code="queue_full",
                     retry_after=wait,
                 )
-            self._waiting.extend(jobs)
+            for job in jobs:
+                job.turn = self._turns.give(job.asker)
+            self._waiting = deque(sorted([*self._waiting, *jobs], key=lambda one: one.turn))
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -204,7 +211,7 @@ class Batcher:
                 return taken
 
     def _take(self) -> list[Job]:
-        """Rows in order of arrival, as long as the next one fits beside them."""
+        """Rows in order of their turns, as long as the next one fits beside them."""
         taken: list[Job] = []
         while self._waiting and len(taken) < self._limits.batch:
             job = self._waiting[0]
@@ -218,6 +225,7 @@ class Batcher:
                     self._waiting.popleft()
                     continue
                 job.begun = True
+                self._turns.begin(job.turn)
                 taken.append(job)
             self._waiting.popleft()
         return taken

@@ -18,7 +18,7 @@ from .answers import gather, sent, stream
 from .batching import Job
 from .records import chat_logprobs, contributions
 from .requests import ChatRequest
-from .serving import Serving, usage
+from .serving import Serving, host_of, usage
 
 REASONS = {"timeout": "length"}
 
@@ -31,8 +31,9 @@ def routes(serving: Serving) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         params = serving.params(body, body.limit, body.top)
         talk = await run_in_threadpool(_converse, serving, body)
+        chosen, loop = talk.params(params), asyncio.get_running_loop()
         jobs = await run_in_threadpool(
-            serving.jobs, body, [talk.prompt], talk.params(params), asyncio.get_running_loop()
+            serving.jobs, body, [talk.prompt], chosen, loop, host_of(request)
         )
         if body.stream:
             return sent(serving, jobs, _chunks(serving, body, talk, jobs))

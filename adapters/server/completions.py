@@ -20,7 +20,7 @@ from .batching import Job
 from .chat import REASONS
 from .records import contributions, text_logprobs
 from .requests import CompletionRequest
-from .serving import Serving, usage
+from .serving import Serving, host_of, usage
 
 USUAL_TOKENS = 16  # of OpenAI's API, where a request says nothing
 
@@ -37,7 +37,8 @@ def routes(serving: Serving) -> APIRouter:
         scored = bool(body.echo) and body.logprobs is not None
         if body.stream and (scored or body.max_tokens == 0):
             raise InputError("a stream does not echo log-probabilities; ask without stream")
-        jobs = await run_in_threadpool(_jobs, serving, body, params, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        jobs = await run_in_threadpool(_jobs, serving, body, params, loop, host_of(request))
         for job in jobs:
             job.reads = scored
         if body.stream:
@@ -62,8 +63,9 @@ def _jobs(
     body: CompletionRequest,
     params: GenerationParams,
     loop: asyncio.AbstractEventLoop,
+    host: str,
 ) -> list[Job]:
-    return serving.jobs(body, [_prompt(serving, one) for one in body.prompts], params, loop)
+    return serving.jobs(body, [_prompt(serving, one) for one in body.prompts], params, loop, host)
 
 
 def _head(body: CompletionRequest) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastapi import Request
+
 from rc_agents.errors import ConfigError, ContextError, nearest
 from rc_agents.service import GenerationParams, GenerationService, Prompt
 
@@ -113,8 +115,11 @@ class Serving:
         prompts: Sequence[Prompt],
         params: GenerationParams,
         loop: asyncio.AbstractEventLoop,
+        host: str,
     ) -> list[Job]:
         """Returns a request's rows, `n` for each prompt, in order of `index`.
+
+        Who asks is the request's `user`, and where it names none the host that it came from.
 
         Raises:
             Refused, InputError: a prompt that is too long, or too many rows.
@@ -135,12 +140,13 @@ class Serving:
                 )
         seconds = min(body.timeout or self.limits.seconds, self.limits.seconds)
         deadline = time.monotonic() + seconds
+        asker = f"host {host}" if body.user is None else f"user {body.user}"
         made = []
         for prompt in prompts:
             self.fits(prompt, params)
             for place in range(number):
                 one = params if params.seed is None else _seeded(params, place)
-                made.append(Job(prompt, one, deadline, _loop=loop))
+                made.append(Job(prompt, one, deadline, asker, _loop=loop))
         return made
 
     def fits(self, prompt: Prompt, params: GenerationParams) -> None:
@@ -165,6 +171,11 @@ def _bias(given: Mapping[str, float] | None) -> dict[int, float] | None:
     if any(not -100 <= value <= 100 for value in given.values()):
         raise Refused(400, "a logit_bias lies between -100 and 100", param="logit_bias")
     return {int(key): value for key, value in given.items()}
+
+
+def host_of(request: Request) -> str:
+    """Returns where a request came from."""
+    return request.client.host if request.client else ""
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
