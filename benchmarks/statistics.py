@@ -85,11 +85,11 @@ def _resampled(
         slots = rng.integers(len(groups), size=(draws, len(groups)))
         items = rng.integers(whole.shape[2], size=(draws, whole.shape[2]))
         blocks = [slice(start, start + BLOCK) for start in range(0, draws, BLOCK)]
-        taken = (
-            np.take_along_axis(whole[slots[block]].sum(1), items[block, None], axis=2)
+        drawn = [
+            np.take_along_axis(whole[slots[block]].sum(1), items[block, None], axis=2).sum(2)
             for block in blocks
-        )
-        return np.concatenate([each.sum(2).T for each in taken], axis=1)
+        ]
+        return np.concatenate(drawn).T
     chosen = rng.integers(len(groups), size=(draws, len(groups)))
     sums = np.zeros((len(groups[0]), draws))
     for number, columns in enumerate(groups):
