@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -426,9 +427,21 @@ def test_the_command_line_trains_answers_and_draws(trained, tmp_path, capsys):
     assert run(ask) == 0
     assert "of 5" in capsys.readouterr().out
     assert run(["graph", "show", str(tmp_path / "out"), "--output", str(tmp_path / "g.svg")]) == 0
-    routing = graphs.load(tmp_path / "out").routing
+    loaded = graphs.load(tmp_path / "out")
+    routing = loaded.routing
     assert sum(routing.values()) == pytest.approx(1)
-    assert f"{routing['c']:.0%}" in (tmp_path / "g.svg").read_text(encoding="utf-8")
+    drawn = (tmp_path / "g.svg").read_text(encoding="utf-8")
+    assert f"{routing['c']:.0%}" in drawn
+    for module in loaded.hear.values():
+        assert f">{float(module.strength()):.2f}<" in drawn
+    described = json.loads((tmp_path / "out/graph.json").read_text(encoding="utf-8"))
+    for node in described["graph"]["nodes"].values():
+        node["model"]["base"] = "gone"  # no model is loaded for a picture
+    (tmp_path / "out/graph.json").write_text(json.dumps(described), encoding="utf-8")
+    assert run(["graph", "show", str(tmp_path / "out"), "--output", str(tmp_path / "g.svg")]) == 0
+    elsewhere = (tmp_path / "g.svg").read_text(encoding="utf-8")
+    assert elsewhere.count("gone") == 4
+    assert re.findall(r">[\d.%]+<", elsewhere) == re.findall(r">[\d.%]+<", drawn)
     capsys.readouterr()
     assert run(["graph", "show", str(tmp_path / "graph.yaml")]) == 0
     picture = capsys.readouterr().out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,13 +20,13 @@ def show(
         bool, typer.Option("--json", help="Print the picture, or where it is, as JSON.")
     ] = False,
 ) -> None:
-    """Draw a graph as SVG: levels, strengths, and routing where it was measured."""
+    """Draw a graph as SVG: levels, strengths, and routing where it was measured. Loads no model."""
     from rc_agents import graph as graphs
 
     place = Path(model).expanduser()
     data = place.is_file() or place.suffix in (".yaml", ".yml", ".json")
-    drawn: Any = graphs.GraphConfig.of(model) if data else graphs.load(model)
-    picture = graphs.draw(drawn)
+    config, routing = (graphs.GraphConfig.of(model), {}) if data else graphs.outline(model)
+    picture = graphs.draw(config, routing or None)
     if output is None:
         print(json.dumps({"svg": picture}) if as_json else picture, end="\n" if as_json else "")
         return

@@ -3,7 +3,7 @@
 from ..questions import Question
 from .asking import Asked, ask
 from .building import build
-from .checkpoint import load
+from .checkpoint import load, outline
 from .choosing import Choice, calibrate, choose
 from .config import GraphConfig
 from .drawing import draw
@@ -45,6 +45,7 @@ __all__ = [
     "letter_probabilities",
     "load",
     "matched_width",
+    "outline",
     "published",
     "report",
     "ridge_start",

@@ -11,12 +11,14 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -111,7 +113,7 @@ def load(
     Raises:
         CheckpointError: no graph there, a damaged file, or other bases.
     """
-    described, data = _read(str(path), revision)
+    described, tensors = _read(str(path), revision)
     config = GraphConfig.of(described["graph"])
     graph = build(config, models, **options)
     if check_fingerprints:
@@ -123,16 +125,27 @@ def load(
                     f"{path}: the edges were made for another {name!r} than runs in its process; start that with the "
                     "original model, or pass check_fingerprints=False"
                 )
-    try:
-        tensors = load_tensors(data)
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} holds no safetensors: {first_line(error)}; save it again"
-        ) from error
     put(graph, tensors, str(path))
     graph.temperature = float(described["temperature"])
     graph.routing = dict(described["routing"])
     return graph
+
+
+def outline(path: str | Path, revision: str | None = None) -> tuple[GraphConfig, dict[str, float]]:
+    """Returns a saved graph's config, with the strengths that it learned, and its routing; loads no model.
+
+    Raises:
+        CheckpointError: no graph there, or a damaged file.
+    """
+    described, tensors = _read(str(path), revision)
+    config = GraphConfig.of(described["graph"])
+    learned = {name: tensors.get(f"hear.{name}.strength.value") for name in config.hearing}
+    heard = {
+        name: replace(config.nodes[name], strength=float(value))
+        for name, value in learned.items()
+        if value is not None
+    }
+    return replace(config, nodes={**config.nodes, **heard}), dict(described["routing"])
 
 
 def config_of(graph: GraphConfig | Mapping[str, Any] | str | Path) -> GraphConfig:
@@ -144,7 +157,7 @@ def config_of(graph: GraphConfig | Mapping[str, Any] | str | Path) -> GraphConfi
     return GraphConfig.of(graph)
 
 
-def _read(path: str, revision: str | None) -> tuple[dict[str, Any], bytes]:
+def _read(path: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     place = locate(path)
     try:
         described = json.loads(_file(place, GRAPH, revision).read_text(encoding="utf-8"))
@@ -168,7 +181,12 @@ def _read(path: str, revision: str | None) -> tuple[dict[str, Any], bytes]:
         raise CheckpointError(
             f"{path}: the weights are truncated or altered; save or download the graph again"
         )
-    return described, data
+    try:
+        return described, load_tensors(data)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} holds no safetensors: {first_line(error)}; save it again"
+        ) from error
 
 
 def _file(place: str, name: str, revision: str | None) -> Path:
