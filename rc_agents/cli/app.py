@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import traceback
 import warnings
@@ -86,7 +87,7 @@ def run(argv: Sequence[str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            app(words, prog_name=PROGRAM)
+            _command()(words, prog_name=PROGRAM)
         except SystemExit as done:
             return done.code if isinstance(done.code, int) else 0
         except (RCError, ImportError) as error:
@@ -97,6 +98,11 @@ def run(argv: Sequence[str]) -> int:
                 print(f"error: {line}", file=sys.stderr)
             return 1 if line is None else 2
     return 0
+
+
+@functools.cache
+def _command() -> Any:
+    return typer.main.get_command(app)
 
 
 def _line(error: Exception) -> str | None:
