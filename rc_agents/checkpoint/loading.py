@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from .. import backbone, planning
 from ..alignment import same_tokenizer
 from ..assembly import Loader, Member, alignment_of
-from ..config import ModelRef, check_choice
+from ..config import CouplingConfig, ModelRef, check_choice
 from ..errors import CheckpointError, ConfigError, ModelError, nearest
 from ..topology import ANCHOR
 from .identity import check_fingerprint, put
@@ -60,71 +60,84 @@ def load(
         )
     found = read(path, **hub)
     config, names = found.config, found.config.names or []
-    if local is not None:
-        _check_names(names, local={local: ""})
-        if config.encoder_names:
-            raise ConfigError(
-                f"{config.encoder_names[0]!r} is an encoder, whose states do not cross processes; "
-                "run this ensemble in one process"
-            )
+    _check_asked(config, schedule, local, bases=bases, tokenizers=tokenizers)
+    config.schedule = schedule or config.schedule
     here = [name for name in names if local in (None, name)]
-    if schedule is not None:
-        check_choice("schedule", schedule)
-        config.schedule = schedule
-    _check_names(names, bases=bases, tokenizers=tokenizers)
-    _fetch_bases(found, [name for name in here if name not in (bases or {})], hub)
-    if isinstance(dtype, dict):
-        dtype = {**(config.dtypes or {}), **dtype}
-    given = dict(tokenizers or {})
-    chosen = {**_saved_tokenizers(found, given, trust_remote_code), **given}
+    moved, given = dict(bases or {}), dict(tokenizers or {})
+    _fetch_bases(found, [name for name in here if name not in moved], hub)
+    saved = config.models or {}
     refs = {
-        name: _resolved(
-            ModelRef(**(config.models or {})[name]), found.folder, (bases or {}).get(name)
-        )
-        for name in names
+        name: _resolved(ModelRef(**saved[name]), found.folder, moved.get(name)) for name in names
     }
-    dtype = dtype or config.dtypes
+    dtype = {**(config.dtypes or {}), **dtype} if isinstance(dtype, dict) else dtype
+    placed = {"dtype": dtype or config.dtypes, "quantization": quantization}
     if local is None:  # a model by itself needs no plan beside others
-        device_map = planning.resolved(
-            device_map,
-            refs[ANCHOR],
-            {name: refs[name] for name in names[1:]},
-            max_memory=max_memory,
-            topology=config.topology,
-            bridge=config.bridge,
-            sites=[dict(zip(names, row, strict=True)) for row in config.site_layers or []],
-            dtype=dtype,
-            quantization=quantization,
-            trust_remote_code=trust_remote_code,
-        )
+        device_map = _planned(config, refs, device_map, max_memory, trust_remote_code, placed)
+    chosen = {**_saved_tokenizers(found, given, trust_remote_code), **given}
     loader = Loader(
         names,
         device_map,
-        dtype,
-        chosen,
-        trust_remote_code,
-        quantization=quantization,
+        tokenizers=chosen,
+        trust_remote_code=trust_remote_code,
         offload_folder=offload_folder,
+        **placed,
     )
-    for name in names:
-        if name not in here:
+    for name, ref in refs.items():
+        if name in here:
+            _load_base(loader, found, name, ref, name in moved, check_fingerprints)
+        else:
             loader.members[name] = _remote(found, name, chosen)
-            continue
-        moved = (bases or {}).get(name)
-        _load_base(loader, found, name, refs[name], moved is not None, check_fingerprints)
     _check_depths(found, loader)
-    swapped = [name for name in bases or {} if not check_fingerprints and name not in given]
-    _own_tokenizers(loader, swapped)
-    if given or swapped:
-        for name in names[1:]:
-            how = (config.alignment or {})[name]
-            alignment_of(loader.members[ANCHOR], loader.members[name], how)
+    _settle_tokenizers(loader, config, given, [] if check_fingerprints else list(moved))
     config.model_configs = {name: member.model.config for name, member in loader.members.items()}
     ensemble = cls(config, loader.members, elsewhere)
     put(ensemble, found.tensors, found.path)
     ensemble.generation_config = found.generation
     ensemble.name_or_path = found.path
     return ensemble
+
+
+def _check_asked(
+    config: CouplingConfig,
+    schedule: str | None,
+    local: str | None,
+    **by_model: Mapping[str, Any] | None,
+) -> None:
+    """Refuses names that the ensemble has not, a schedule that there is not, and encoders in several processes."""
+    names = config.names or []
+    if schedule is not None:
+        check_choice("schedule", schedule)
+    if local is not None:
+        by_model = {"local": {local: ""}, **by_model}
+    _check_names(names, **by_model)
+    if local is not None and config.encoder_names:
+        raise ConfigError(
+            f"{config.encoder_names[0]!r} is an encoder, whose states do not cross processes; "
+            "run this ensemble in one process"
+        )
+
+
+def _planned(
+    config: CouplingConfig,
+    refs: Mapping[str, ModelRef],
+    device_map: Any,
+    max_memory: Any,
+    trust_remote_code: bool,
+    placed: Mapping[str, Any],
+) -> Any:
+    """Where models go, each beside the others and the bridges."""
+    names = list(refs)
+    return planning.resolved(
+        device_map,
+        refs[ANCHOR],
+        {name: refs[name] for name in names[1:]},
+        max_memory=max_memory,
+        topology=config.topology,
+        bridge=config.bridge,
+        sites=[dict(zip(names, row, strict=True)) for row in config.site_layers or []],
+        trust_remote_code=trust_remote_code,
+        **placed,
+    )
 
 
 def _check_names(names: Sequence[str], **arguments: Mapping[str, Any] | None) -> None:
@@ -205,13 +218,20 @@ def _saved_tokenizers(
     return {name: folder and loaded[folder] for name, folder in folders.items()}
 
 
-def _own_tokenizers(loader: Loader, moved: Sequence[str]) -> None:
-    """Gives bases that are not those of the checkpoint their own tokenizers, where these give other ids."""
-    for name in moved:
+def _settle_tokenizers(
+    loader: Loader, config: CouplingConfig, given: Mapping[str, Any], moved: Sequence[str]
+) -> None:
+    """Gives bases that need not be the checkpoint's their own tokenizers; checks that those which changed can align."""
+    swapped = [name for name in moved if name not in given]
+    for name in swapped:
         member = loader.members[name]
         own = backbone.load_tokenizer(member.ref, trust_remote_code=loader.trust_remote_code)
         if own is not None and not same_tokenizer(own, member.tokenizer):
             member.tokenizer = own
+    if given or swapped:
+        for name in loader.names[1:]:
+            how = (config.alignment or {})[name]
+            alignment_of(loader.members[ANCHOR], loader.members[name], how)
 
 
 def _resolved(ref: ModelRef, folder: Path, moved: str | Path | None) -> ModelRef:
