@@ -30,10 +30,12 @@ from rc_agents.service import (
     GenerationParams,
     GenerationResult,
     GenerationService,
+    settings_over,
     unblocked,
 )
 
 FORMS = ("tools", "tool_choice", "allow_multiple_tool_calls", "response_format", "instructions")
+PENALTIES = ("frequency_penalty", "presence_penalty")
 IGNORED = ("model", "metadata", "user", "store")
 """Options of the framework that have no meaning here; what is neither these nor ours is refused."""
 UNREAD = ("text_reasoning", "usage")
@@ -61,7 +63,7 @@ class EnsembleChatClient(
         **options: Any,
     ) -> None:
         super().__init__(middleware=middleware)
-        GenerationParams.of(options, others=(*FORMS, *IGNORED))
+        GenerationParams.of(options, others=())
         self.service, self.options = GenerationService.of(model), options
         self.model = self.service.model.name_or_path or "rc_agents"
 
@@ -94,7 +96,7 @@ class EnsembleChatClient(
     ) -> AsyncIterator[ChatResponseUpdate]:
         talk, params = await self._plan(messages, options)
         calls = False
-        with self.service.stream(talk.prompt, params) as stream:
+        async with self.service.stream(talk.prompt, params) as stream:
             async for piece in unblocked(talk.pieces(stream)):
                 content = _content(piece)
                 calls = calls or content.type == "function_call"
@@ -110,8 +112,9 @@ class EnsembleChatClient(
     async def _plan(
         self, messages: Sequence[Message], options: Mapping[str, Any]
     ) -> tuple[Conversation, GenerationParams]:
-        asked = await self._validate_options({**self.options, **options})
-        params = GenerationParams.of(asked, others=(*FORMS, *IGNORED))
+        asked = await self._validate_options(settings_over(self.options, options))
+        said = {name: one for name, one in asked.items() if name not in PENALTIES or one}
+        params = GenerationParams.of(said, others=(*FORMS, *IGNORED))
         tools, choice = _tools(asked.get("tools"), asked.get("tool_choice"))
         told = prepend_instructions_to_messages(list(messages), asked.get("instructions"))
         talk = await asyncio.to_thread(
@@ -163,12 +166,9 @@ def _tools(given: Any, choice: Any) -> tuple[list[Any] | None, str | None]:
 
 
 def _form(given: Any) -> Any:
-    """OpenAI's `response_format` from it, from a schema, or from a pydantic class."""
-    if given is None or (isinstance(given, Mapping) and "json_schema" in given):
-        return given
-    if not isinstance(given, Mapping):
-        given = {"schema": given.model_json_schema(), "strict": True}
-    elif given.get("type") in ("text", "json_object"):
+    """OpenAI's `response_format`, also from a schema alone; a pydantic class as it is."""
+    schema = isinstance(given, Mapping) and "json_schema" not in given
+    if not schema or given.get("type") in ("text", "json_object"):
         return given
     return {"type": "json_schema", "json_schema": given}
 

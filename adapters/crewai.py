@@ -35,6 +35,7 @@ class EnsembleLLM(BaseLLM):
         strength: factor on the bridges, or a dict by specialist.
         tool_choice: where a call has tools: None or "auto", "required", or a tool's name.
         top_k: sample from so many of the likeliest tokens.
+        logit_bias: token id -> what is added to its score.
         timeout: seconds of an answer at most.
         options: of every call: `max_tokens`, `temperature`, `top_p`, `seed`, `stop`, `stream`.
 
@@ -55,6 +56,7 @@ class EnsembleLLM(BaseLLM):
         strength: float | Mapping[str, float] | None = None,
         tool_choice: str | None = None,
         top_k: int | None = None,
+        logit_bias: Mapping[int, float] | None = None,
         timeout: float | None = None,
         **options: Any,
     ) -> None:
@@ -62,13 +64,14 @@ class EnsembleLLM(BaseLLM):
         name = service.model.name_or_path or "rc_agents"
         super().__init__(model=name, provider="rc_agents", **options)
         unknown = [*self.additional_params, *(one for one in UNSUPPORTED if getattr(self, one))]
-        if unknown:
-            raise InputError(f"an ensemble has no option {unknown[0]!r}; leave it out")
+        if unknown or (self.n or 1) != 1:
+            raise InputError(f"an ensemble has no option {[*unknown, 'n'][0]!r}; leave it out")
         self._service, self._tool_choice = service, tool_choice
         self._chosen = {
             "specialists": specialists,
             "strength": strength,
             "top_k": top_k,
+            "logit_bias": logit_bias,
             "timeout": timeout,
         }
         self._params()
@@ -91,7 +94,8 @@ class EnsembleLLM(BaseLLM):
 
         Raises:
             InputError: messages, tools or options that cannot work.
-            ValueError: an answer that is no object of `response_model`, as one that `max_tokens` cuts.
+            ValueError: an answer that is no object of `response_model`, or a call without arguments, as one that
+                `max_tokens` cuts.
         """
         task = {"from_task": from_task, "from_agent": from_agent}
         with llm_call_context():
@@ -168,7 +172,12 @@ class EnsembleLLM(BaseLLM):
         reply = talk.read(result.text)
         if reply.tool_calls and functions:
             first = reply.tool_calls[0]
-            return self._handle_tool_execution(first.name, first.arguments or {}, functions, **task)
+            if first.arguments is None:
+                raise ValueError(
+                    f"the call of {first.name!r} has no JSON object for its arguments, got {first.text!r:.120}; give "
+                    "the answer more max_tokens"
+                )
+            return self._handle_tool_execution(first.name, first.arguments, functions, **task)
         answer: Any = [_call(one) for one in reply.tool_calls]
         kind = LLMCallType.TOOL_CALL if answer else LLMCallType.LLM_CALL
         if not answer:

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from typing import Any
 
 from haystack import component, default_from_dict, default_to_dict
-from haystack.dataclasses import ChatMessage, StreamingChunk, ToolCall, ToolCallDelta
+from haystack.dataclasses import (
+    ChatMessage,
+    ComponentInfo,
+    StreamingChunk,
+    ToolCall,
+    ToolCallDelta,
+)
 from haystack.tools import (
     deserialize_tools_or_toolset_inplace,
     flatten_tools_or_toolsets,
@@ -24,11 +31,15 @@ from rc_agents.service import (
     GenerationParams,
     GenerationResult,
     GenerationService,
+    form_of,
+    settings_over,
     unblocked,
 )
 
 FORMS = ("tool_choice", "parallel_tool_calls", "response_format")
 """What `generation_kwargs` may hold beside `GenerationParams`'s own names."""
+LOADING = threading.Lock()
+"""Held while an ensemble is loaded, as several calls at once may be the first."""
 
 
 @component
@@ -61,9 +72,10 @@ class EnsembleChatGenerator:
         self._service: GenerationService | None = None
 
     def warm_up(self) -> None:
-        """Loads the ensemble."""
-        if self._service is None:
-            self._service = GenerationService.of(self.model)
+        """Loads the ensemble, once."""
+        with LOADING:
+            if self._service is None:
+                self._service = GenerationService.of(self.model)
 
     def to_dict(self) -> dict[str, Any]:
         """For a saved pipeline.
@@ -76,8 +88,8 @@ class EnsembleChatGenerator:
                 "a generator is saved by its model's path or id; this one holds a live ensemble"
             )
         asked, show = dict(self.generation_kwargs), self.streaming_callback
-        if asked.get("response_format") is not None:
-            asked["response_format"] = _form(asked["response_format"])
+        if "response_format" in asked:
+            asked["response_format"] = form_of(asked["response_format"])
         return default_to_dict(
             self,
             model=self.model,
@@ -110,19 +122,12 @@ class EnsembleChatGenerator:
             InputError: messages, tools or options that cannot work, or a callback that only `run_async` can await.
         """
         show = streaming_callback or self.streaming_callback
-        if inspect.iscoroutinefunction(show):
-            raise InputError(
-                "run() cannot await a streaming callback; call run_async(), or pass a plain function"
-            )
         talk, params = self._plan(messages, generation_kwargs, tools)
         with self._loaded.stream(talk.prompt, params) as stream:
-            chunks = _Chunks()
+            chunks = _Chunks(self)
             for piece in talk.pieces(stream):
-                chunk = chunks.push(piece)
-                if show is not None:
-                    show(chunk)
-            if show is not None:
-                show(chunks.end(stream.result))
+                _show(show, chunks.push(piece))
+            _show(show, chunks.end(stream.result))
             return {"replies": [chunks.message(stream.result, self._loaded.model.name_or_path)]}
 
     @component.output_types(replies=list[ChatMessage])
@@ -140,8 +145,8 @@ class EnsembleChatGenerator:
         """
         show = streaming_callback or self.streaming_callback
         talk, params = await asyncio.to_thread(self._plan, messages, generation_kwargs, tools)
-        with self._loaded.stream(talk.prompt, params) as stream:
-            chunks = _Chunks()
+        async with self._loaded.stream(talk.prompt, params) as stream:
+            chunks = _Chunks(self)
             async for piece in unblocked(talk.pieces(stream)):
                 await _shown(show, chunks.push(piece))
             await _shown(show, chunks.end(stream.result))
@@ -156,7 +161,7 @@ class EnsembleChatGenerator:
     def _plan(
         self, messages: Any, own: dict[str, Any] | None, tools: Any
     ) -> tuple[Conversation, GenerationParams]:
-        asked = {**self.generation_kwargs, **(own or {})}
+        asked = settings_over(self.generation_kwargs, own or {})
         params = GenerationParams.of(asked, others=FORMS)
         if isinstance(messages, str):
             messages = [ChatMessage.from_user(messages)]
@@ -166,7 +171,7 @@ class EnsembleChatGenerator:
             tools=[{"type": "function", "function": one.tool_spec} for one in offered] or None,
             tool_choice=asked.get("tool_choice"),
             parallel_tool_calls=bool(asked.get("parallel_tool_calls")),
-            response_format=_form(asked.get("response_format")),
+            response_format=asked.get("response_format"),
         )
         return talk, talk.params(params)
 
@@ -174,28 +179,32 @@ class EnsembleChatGenerator:
 class _Chunks:
     """An answer's pieces as Haystack's chunks, and the message that they make."""
 
-    def __init__(self) -> None:
+    def __init__(self, generator: Any) -> None:
+        self._from = ComponentInfo.from_component(generator)
         self.text = ""
         self.calls: list[ToolCall] = []
         self.broken: list[dict[str, str]] = []
-        self._blocks = 0
+        self._block, self._texts = -1, False
 
     def push(self, piece: Any) -> StreamingChunk:
+        start = not (isinstance(piece, str) and self._texts)  # each call is a block of its own
+        self._block, self._texts = self._block + start, isinstance(piece, str)
         if isinstance(piece, str):
-            start, self.text = not self.text, self.text + piece
-            self._blocks = max(self._blocks, 1)
-            return StreamingChunk(content=piece, index=0, start=start)
-        block, self._blocks = self._blocks, self._blocks + 1
+            self.text += piece
+            return self._chunk(piece, index=self._block, start=start)
         found = ToolCallDelta(len(self.calls + self.broken), piece.name, piece.text, piece.id)
         if piece.arguments is None:  # cut, or no JSON object
             self.broken.append({"name": piece.name, "arguments": piece.text})
         else:
             self.calls.append(ToolCall(piece.name, piece.arguments, piece.id))
-        return StreamingChunk(content="", index=block, start=True, tool_calls=[found])
+        return self._chunk("", index=self._block, start=start, tool_calls=[found])
 
     def end(self, result: GenerationResult) -> StreamingChunk:
-        reason: Any = "length" if result.finish_reason == "timeout" else self.reason(result)
-        return StreamingChunk(content="", finish_reason=reason)
+        reason = "length" if result.finish_reason == "timeout" else self.reason(result)
+        return self._chunk("", finish_reason=reason)
+
+    def _chunk(self, content: str, **more: Any) -> StreamingChunk:
+        return StreamingChunk(content=content, component_info=self._from, **more)
 
     def reason(self, result: GenerationResult) -> str:
         called = self.calls and result.finish_reason == "stop"
@@ -217,14 +226,15 @@ class _Chunks:
         )
 
 
+def _show(show: Any, chunk: StreamingChunk) -> None:
+    if show is not None and inspect.isawaitable(waits := show(chunk)):
+        if inspect.iscoroutine(waits):
+            waits.close()
+        raise InputError(
+            "run() cannot await a streaming callback; call run_async(), or pass a plain function"
+        )
+
+
 async def _shown(show: Any, chunk: StreamingChunk) -> None:
     if show is not None and inspect.isawaitable(waits := show(chunk)):
         await waits
-
-
-def _form(given: Any) -> Any:
-    """OpenAI's `response_format`, also from a pydantic class."""
-    if not isinstance(given, type):
-        return given
-    schema = {"schema": given.model_json_schema(), "strict": True}
-    return {"type": "json_schema", "json_schema": {"name": given.__name__, **schema}}

@@ -30,11 +30,12 @@ from rc_agents.service import (
     GenerationService,
     Prompt,
     PromptLike,
+    settings_over,
 )
 
 NO_LIMIT = 1 << 20
-UNREADABLE = ("image", "audio", "video", "document")
-"""Kinds of content that are refused rather than left out."""
+READ = ("text", "thinking", "cache")
+"""Kinds of content that are read, or are not said again; all others are refused rather than left out."""
 
 
 class EnsembleLLM(CustomLLM):
@@ -67,7 +68,7 @@ class EnsembleLLM(CustomLLM):
         limit = self._service.context_limit()
         return LLMMetadata(
             context_window=limit[1] if limit else NO_LIMIT,
-            num_output=self._options.get("max_tokens") or 256,
+            num_output=self._params({}).max_new_tokens or 256,
             is_chat_model=bool(getattr(self._service.model.tokenizer, "chat_template", None)),
             model_name=self._service.model.name_or_path or "rc_agents",
         )
@@ -100,7 +101,7 @@ class EnsembleLLM(CustomLLM):
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
         for block in (block for one in messages for block in one.blocks):
-            if block.block_type in UNREADABLE:
+            if block.block_type not in READ:
                 raise InputError(
                     f"the ensemble reads text only, got a block of type {block.block_type!r}"
                 )
@@ -108,7 +109,7 @@ class EnsembleLLM(CustomLLM):
         return self._service.converse(turns).prompt
 
     def _params(self, kwargs: Mapping[str, Any]) -> GenerationParams:
-        return GenerationParams.of({**self._options, **kwargs})
+        return GenerationParams.of(settings_over(self._options, kwargs), others=())
 
     def _pieces(self, prompt: PromptLike, kwargs: Mapping[str, Any]) -> Any:
         text = ""

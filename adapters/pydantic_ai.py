@@ -114,7 +114,7 @@ class EnsembleModel(Model):
         """Answers a conversation piece by piece; each call comes whole. Leaving it ends the generation."""
         settings, asked = self.prepare_request(model_settings, model_request_parameters)
         talk, params = await asyncio.to_thread(self._plan, messages, settings or {}, asked)
-        with self.service.stream(talk.prompt, params) as stream:
+        async with self.service.stream(talk.prompt, params) as stream:
             yield EnsembleStream(asked, talk, stream, self.model_name)
 
     def _answer(

@@ -105,7 +105,6 @@ class EnsembleModel(Model):
             tool_choice=asked.pop("tool_choice", None),
             response_format=asked.pop("response_format", None),
         )
-        params = GenerationParams.of(
-            asked, specialists=self.chosen.specialists, strength=self.chosen.strength
-        )
+        own = {"specialists": self.chosen.specialists, "strength": self.chosen.strength}
+        params = GenerationParams.of({**own, **asked}, others=())
         return talk, talk.params(params)

@@ -86,6 +86,10 @@ def test_smolagents_model_answers_streams_and_calls():
     for option in ({"temperature": -1}, {"max_token": 3}):
         with pytest.raises(InputError, match=next(iter(option))):
             EnsembleModel(MODEL, **option)
+    told_so = EnsembleModel(MODEL, max_tokens=6)
+    assert told_so.generate(asked, specialists=["medical"]).content == told()
+    with pytest.raises(InputError, match="max_token"):
+        told_so.generate(asked, max_token=3)
     removed = EnsembleModel(MODEL, max_tokens=150, tool_choice=models.REMOVE_PARAMETER)
     assert removed.generate(asked, tools_to_call_from=[Weather()]).content
 
@@ -127,9 +131,14 @@ def test_llama_index_llm_completes_chats_and_streams():
     for option in ({"top_p": 2}, {"max_token": 3}):
         with pytest.raises(InputError, match=next(iter(option))):
             EnsembleLLM(MODEL, **option)
+    with pytest.raises(InputError, match="max_token"):
+        llm.complete("The river", max_token=3)
+    assert llm.complete("The river", max_new_tokens=2).raw["usage"]["completion_tokens"] == 2
     picture = types.ImageBlock(url="http://localhost/a.png")
-    with pytest.raises(InputError, match="text only"):
-        llm.chat([types.ChatMessage(role="user", blocks=[picture])])
+    source = types.CitableBlock(title="a", source="b", content=[types.TextBlock(text="c")])
+    for block in (picture, source):
+        with pytest.raises(InputError, match="text only"):
+            llm.chat([types.ChatMessage(role="user", blocks=[block])])
 
 
 def test_a_llama_index_query_engine_answers_from_documents():
@@ -287,6 +296,7 @@ def test_agent_framework_client_answers_streams_and_is_cut_by_stop():
     assert answer(instructions="Be brief.").text == told(ruled, specialists=["medical"])
     first = SERVICE.encode(whole.text).token_ids[0]
     assert answer(logit_bias={str(first): -100}).text != whole.text
+    assert answer(presence_penalty=0.0).text == whole.text
     for option in ({"presence_penalty": 1.0}, {"conversation_id": "7"}, {"logit_bias": {"a": 1}}):
         with pytest.raises(InputError, match=next(iter(option))):
             answer(**option)
@@ -373,7 +383,10 @@ def test_crewai_llm_answers_streams_counts_and_makes_objects(crewai):
     assert wide.call("Where?", response_model=Place).city in ("Rome", "Paris")
     with pytest.raises(ValueError, match="Place"):
         EnsembleLLM(MODEL, max_tokens=3).call("Where?", response_model=Place)
-    for wrong in ({"top_p": 2}, {"presence_penalty": 1.0}, {"colour": "red"}):
+    first = SERVICE.encode(told()).token_ids[0]
+    other = EnsembleLLM(MODEL, max_tokens=6, specialists=["medical"], logit_bias={first: -100})
+    assert other.call(asked) != told()
+    for wrong in ({"top_p": 2}, {"presence_penalty": 1.0}, {"colour": "red"}, {"n": 2}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             EnsembleLLM(MODEL, **wrong)
 
@@ -404,6 +417,11 @@ def test_a_crewai_crew_calls_its_tool_and_ends(crewai):
     assert call["function"] == {"name": "weather", "arguments": '{"city": "Rome"}'}
     named = {"weather": lambda city: city.upper()}
     assert llm.call("Where?", tools=[given], available_functions=named) == "ROME"
+    llm.max_tokens = len(
+        SERVICE.encode('<tool_call>\n{"name": "weather", "arguments": {"ci').token_ids
+    )
+    with pytest.raises(ValueError, match=r"the call of 'weather' has no JSON .* more max_tokens"):
+        llm.call("Where?", tools=[given], available_functions=named)
 
 
 # Haystack.
@@ -439,6 +457,7 @@ def test_haystack_generator_answers_streams_and_is_saved(tmp_path):
     assert json.loads(delta.arguments) == called.tool_call.arguments
     assert not any("tool_call" in one.content for one in pieces)  # the call's tags are no text
     assert pieces[-1].finish_reason == called.meta["finish_reason"] == "tool_calls"
+    assert {one.component_info.name for one in pieces} == {"llm"}
     size = called.meta["usage"]["completion_tokens"] - 12  # within its arguments
     (cut,) = llm.run(asked, {**more, "max_tokens": size}, tools=[tool])["replies"]
     assert (cut.tool_calls, len(cut.meta["invalid_tool_calls"])) == ([], 1)
@@ -494,8 +513,11 @@ def test_haystack_generator_answers_an_event_loop():
     (reply,) = formed["replies"]
     assert Place.model_validate_json(reply.text).city in ("Rome", "Paris")
     assert reply.text == "".join(one.content for one in later)
-    with pytest.raises(InputError, match="run_async"):
-        llm.run("Where?", streaming_callback=show)
+    for awaited in (show, lambda chunk: show(chunk)):
+        with pytest.raises(InputError, match="run_async"):
+            llm.run("Where?", streaming_callback=awaited)
+    with pytest.raises(InputError, match="response_format"):
+        llm.run("Where?", {"response_format": dict})
 
 
 # Through the server.

@@ -64,7 +64,7 @@ def held(monkeypatch, server):
     batch = GenerationService.batch
 
     def wait(self, *args, **kwargs):
-        go.wait(30)
+        go.wait(120)
         return batch(self, *args, **kwargs)
 
     monkeypatch.setattr(GenerationService, "batch", wait)
@@ -286,7 +286,7 @@ def test_requests_share_a_call(client, server, monkeypatch):
 
 
 def test_those_who_ask_take_turns(monkeypatch):
-    """Six requests of one user are there when another's two come: those stand behind the first and the second."""
+    """Six requests of one user are there when another's two come: one is begun for each of them."""
     begun, batch = [], GenerationService.batch
 
     def noted(self, prompts, params, **kwargs):
@@ -308,21 +308,37 @@ def test_those_who_ask_take_turns(monkeypatch):
             until(lambda: server.batcher.running + server.batcher.waiting == len(answers))
         go.set()
         assert all(one.result().choices for one in answers)
-    assert begun == [1, 7, 2, 8, 3, 4, 5, 6]
+    assert begun == [1, 2, 7, 3, 8, 4, 5, 6]
 
 
-def test_turns_starve_nobody_and_forget_who_has_left():
-    turns = Turns()
-    assert [turns.give("a") for _ in range(3)] == [0, 1, 2]
-    assert [turns.give("b") for _ in range(2)] == [0, 1]
-    for turn in (0, 0, 1, 1):
-        turns.begin(turn)
-    assert turns.give("new") == 1  # behind what runs, before a's third
-    assert turns.give("b") == 2
-    assert turns.give("a") == 3
-    for turn in (1, 2, 2, 3):
-        turns.begin(turn)
-    assert len(turns) == 1  # a alone, whose next would be the fourth
+def test_turns_starve_nobody_and_cost_nothing_where_nothing_was_begun():
+    turns, waiting = Turns(), []
+
+    def ask(who):
+        waiting.append((who, turns.give(who, waiting)))
+
+    def begin():
+        waiting.sort(key=lambda one: one[1])
+        turns.begin(waiting[0][1])
+        return waiting.pop(0)[0]
+
+    for who in "aaab":
+        ask(who)
+    assert [begin() for _ in range(4)] == ["a", "b", "a", "a"]
+    ask("a")
+    for number in range(9):  # a newcomer for every row that is begun
+        ask(f"new {number}")
+        if begin() == "a":
+            break
+    assert number == 0
+    waiting.clear()
+    for _ in range(60):
+        ask("left")
+    waiting.clear()  # they were cancelled
+    ask("b")
+    ask("left")
+    ask("b")
+    assert [begin() for _ in range(3)] == ["b", "left", "b"]
 
 
 def test_a_short_answer_does_not_wait_for_a_long_one(client, server, monkeypatch):

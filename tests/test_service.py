@@ -22,7 +22,9 @@ from rc_agents.service import (
     GenerationParams,
     GenerationService,
     Prompt,
+    TextStream,
     load,
+    settings_over,
     unblocked,
 )
 from rc_agents.service.reading import RowReader
@@ -516,10 +518,43 @@ def test_params_are_taken_out_of_a_frameworks_settings():
         GenerationParams.of({"max_token": 3}, others=["tools"])
 
 
+def test_a_calls_settings_go_over_the_objects_own():
+    own = {"max_tokens": 100, "top_k": 2}
+    assert settings_over(own, {"max_new_tokens": 5}) == {"max_new_tokens": 5, "top_k": 2}
+    assert settings_over(own, {"max_new_tokens": None, "top_k": 3})["max_tokens"] == 100
+    assert settings_over(own, {}) == own
+
+
+async def test_leaving_a_stream_leaves_the_event_loop_alone():
+    """A task that is cancelled ends its generation; meanwhile others go on."""
+    inside, go, ticks = threading.Event(), threading.Event(), []
+
+    def run(put, closed):
+        inside.set()
+        go.wait(20)
+        return "done"
+
+    async def read():
+        async with TextStream(run) as stream:
+            async for _ in unblocked(stream):
+                pass
+
+    task = asyncio.create_task(read())
+    await asyncio.to_thread(inside.wait, 20)
+    task.cancel()
+    for _ in range(20):
+        ticks.append(task.done())
+        await asyncio.sleep(0.001)
+    assert not any(ticks)  # it waits for the generation, and we do not
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 def test_a_bias_has_numbers_or_their_digits_for_tokens():
     plain = GenerationParams(logit_bias={5: -1.0})
     assert GenerationParams(logit_bias={"5": -1.0}) == plain
-    for wrong in ({"river": 1.0}, {-1: 1.0}, [5]):
+    for wrong in ({"river": 1.0}, {-1: 1.0}, [5], {5: None}, {None: 1.0}, {"5": 1.0, 5: 2.0}):
         with pytest.raises(InputError, match="logit_bias"):
             GenerationParams(logit_bias=wrong)
 

@@ -156,8 +156,11 @@ class Batcher:
                     retry_after=wait,
                 )
             for job in jobs:
-                job.turn = self._turns.give(job.asker)
-            self._waiting = deque(sorted([*self._waiting, *jobs], key=lambda one: one.turn))
+                job.turn = self._turns.give(
+                    job.asker, ((one.asker, one.turn) for one in self._waiting)
+                )
+                self._waiting.append(job)
+            self._waiting = deque(sorted(self._waiting, key=lambda one: one.turn))
             self._changed.notify_all()
 
     def stop(self) -> None:

@@ -40,7 +40,7 @@ class Generation(BaseModel):
     logit_bias: dict[str, float] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    user: str | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
     strength: float | dict[str, float] | None = None
     attribution: bool | None = None

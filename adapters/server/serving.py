@@ -119,7 +119,7 @@ class Serving:
     ) -> list[Job]:
         """Returns a request's rows, `n` for each prompt, in order of `index`.
 
-        Who asks is the request's `user`, and where it names none the host that it came from.
+        Who asks is the host that it came from and the request's `user`.
 
         Raises:
             Refused, InputError: a prompt that is too long, or too many rows.
@@ -140,7 +140,7 @@ class Serving:
                 )
         seconds = min(body.timeout or self.limits.seconds, self.limits.seconds)
         deadline = time.monotonic() + seconds
-        asker = f"host {host}" if body.user is None else f"user {body.user}"
+        asker = f"{host} {body.user or ''}"
         made = []
         for prompt in prompts:
             self.fits(prompt, params)

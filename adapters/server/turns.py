@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class Turns:
     """Start-time fair queuing (Goyal, Vin and Cheng, 1996) with every row as long as any other.
 
-    A row's turn is the one behind its asker's last row, and no earlier than the row that was begun last. So whoever
-    asks for many rows waits behind each newcomer's first, nobody waits for ever, and one asker's rows keep their order.
+    A row's turn is behind that of its asker's last row which waits, and behind all that were begun. So whoever asks for
+    many rows has one begun for each of a newcomer's; a row that waits goes before all that come once its turn has
+    passed, so nobody waits for ever; and what was never begun costs its asker nothing.
     """
 
     def __init__(self) -> None:
         self._now = 0
-        self._next: dict[str, int] = {}
 
-    def __len__(self) -> int:
-        """How many askers are remembered."""
-        return len(self._next)
+    def give(self, asker: str, waiting: Iterable[tuple[str, int]]) -> int:
+        """Returns the turn of an asker's next row; lower ones come first, and of equal ones whichever came first.
 
-    def give(self, asker: str) -> int:
-        """Returns the turn of an asker's next row; lower ones come first."""
-        turn = max(self._now, self._next.get(asker, 0))
-        self._next[asker] = turn + 1
-        return turn
+        Args:
+            asker: whose row it is.
+            waiting: asker and turn of the rows that wait.
+        """
+        own = (turn + 1 for who, turn in waiting if who == asker)
+        return max(self._now, *own, 0)
 
     def begin(self, turn: int) -> None:
-        """Takes note that a row was begun; whoever has no turn behind it is forgotten."""
-        self._now = max(self._now, turn)
-        self._next = {asker: after for asker, after in self._next.items() if after > self._now}
+        """Takes note that a row was begun."""
+        self._now = max(self._now, turn + 1)

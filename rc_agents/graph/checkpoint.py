@@ -135,7 +135,7 @@ def outline(path: str | Path, revision: str | None = None) -> tuple[GraphConfig,
     """Returns a saved graph's config, with the strengths that it learned, and its routing; loads no model.
 
     Raises:
-        CheckpointError: no graph there, or a damaged file.
+        CheckpointError: no graph there, or a damaged file; ConfigError: a graph that cannot be.
     """
     described, tensors = _read(str(path), revision)
     config = GraphConfig.of(described["graph"])

@@ -6,10 +6,10 @@ with service.stream("Once upon a time") as stream:
     for delta in stream: ...
 """
 
-from .conversation import Conversation, Reply
+from .conversation import Conversation, Reply, form_of
 from .guides import Guide
 from .loading import load
-from .params import CHOICES, LIMITS, GenerationParams
+from .params import CHOICES, LIMITS, GenerationParams, settings_over
 from .prompts import Prompt, PromptLike
 from .service import GenerationResult, GenerationService
 from .stream import TextStream, unblocked
@@ -32,6 +32,8 @@ __all__ = [
     "Tool",
     "ToolCall",
     "check_tools",
+    "form_of",
     "load",
+    "settings_over",
     "unblocked",
 ]

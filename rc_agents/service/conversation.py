@@ -107,14 +107,23 @@ def converse(
     return Conversation(prompt, guide, names, formed=schema is not None)
 
 
+def form_of(given: Any) -> Any:
+    """Returns OpenAI's `response_format` of a pydantic class; anything else as it is."""
+    if not (isinstance(given, type) and hasattr(given, "model_json_schema")):
+        return given
+    schema = {"name": given.__name__, "schema": given.model_json_schema(), "strict": True}
+    return {"type": "json_schema", "json_schema": schema}
+
+
 def read_format(given: Any) -> tuple[Mapping[str, Any] | None, str]:
-    """Reads OpenAI's `response_format`; returns its schema and what the system message says of it.
+    """Reads OpenAI's `response_format`, or a pydantic class; returns its schema and what the system message says of it.
 
     Raises:
         InputError: another form.
     """
     if given is None:
         return None, ""
+    given = form_of(given)
     kind = given.get("type") if isinstance(given, Mapping) else None
     if kind not in FORMS:
         raise InputError(

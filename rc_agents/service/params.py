@@ -71,7 +71,7 @@ class GenerationParams:
         Raises:
             InputError: a value that cannot work, or a name that is neither.
         """
-        known = {*CHOICES, *LIMITS, *(others or ())}
+        known = sorted({*CHOICES, *LIMITS, *(others or ())})
         for name in asked if others is not None else ():
             if name not in known and asked[name] is not None:
                 raise InputError(f"an ensemble has no option {name!r}; {nearest(name, known)}")
@@ -106,14 +106,24 @@ class GenerationParams:
             _check_number("strength", value, "or a dict of them by specialist", lambda _: True)
 
 
+def settings_over(own: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a call's settings over an object's own; the call's limit counts by whichever of its names."""
+    if any(asked.get(name) is not None for name in LIMITS):
+        own = {name: value for name, value in own.items() if name not in LIMITS}
+    return {**own, **asked}
+
+
 def _by_token(given: Any) -> dict[Any, Any]:
     """A bias by token ids; JSON's objects have them as strings."""
     if not isinstance(given, Mapping):
         raise InputError(f"logit_bias is a dict by token id, got {type(given).__name__}")
-    return {
-        int(token) if isinstance(token, str) and token.isdecimal() else token: added
-        for token, added in given.items()
-    }
+    found: dict[Any, Any] = {}
+    for token, added in given.items():
+        key = int(token) if isinstance(token, str) and token.isdecimal() else token
+        if key is None or added is None or key in found:
+            raise InputError(f"logit_bias has one number for a token id, got {given!r:.120}")
+        found[key] = added
+    return found
 
 
 def _check_integer(name: str, value: Any, least: int | None = None) -> None:

@@ -29,7 +29,8 @@ class TextStream(Iterator[str], Generic[R]):
     The thread starts at once and carries the caller's context variables, so that `with model.disabled():` around the
     call holds for the whole stream (autocast, which is no context variable, does not).
 
-    `close()`, leaving a `with` block, or dropping the last reference ends the generation within one token.
+    `close()`, leaving a `with` or `async with` block, or dropping the last reference ends the generation within one
+    token.
 
     Args:
         run: generates; takes where to put text, and what tells whether the stream was closed.
@@ -94,6 +95,13 @@ class TextStream(Iterator[str], Generic[R]):
 
     def __exit__(self, *error: Any) -> None:
         self.close()
+
+    async def __aenter__(self) -> TextStream[R]:
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        """As `close()`, and the event loop goes on meanwhile, also where the task is cancelled."""
+        await asyncio.shield(asyncio.to_thread(self.close))
 
     def __del__(self) -> None:
         if closed := getattr(self, "_closed", None):
