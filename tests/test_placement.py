@@ -256,8 +256,7 @@ def test_loaded_models_may_be_moved_before_they_are_coupled():
         assert model(prompts().to(devices[0])).logits.device == devices[0]
 
 
-@pytest.mark.parametrize("gate", ["scalar", "token"])
-@pytest.mark.parametrize("schedule", ["lockstep", "threads"])
+@pytest.mark.parametrize(("schedule", "gate"), [("lockstep", "scalar"), ("threads", "token")])
 def test_nobody_waits_for_a_device_once_all_models_have_begun(bases, schedule, gate):
     with virtual_devices(3) as devices:
         bridge = {"gate": gate}

@@ -257,7 +257,7 @@ def test_auto_shares_the_devices_instead_of_filling_the_first(bases):
         torch.testing.assert_close(out.cpu(), one(ids).logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", ["lockstep", "threads"])
+@pytest.mark.parametrize("schedule", ["lockstep", pytest.param("threads", marks=pytest.mark.slow)])
 def test_models_split_over_devices_give_the_numbers_of_one_device(bases, schedule):
     ids, one = prompts(), _couple(bases)
     with virtual_devices(3) as devices:

@@ -110,7 +110,7 @@ async def load(url, number, expected):
 
 
 @pytest.mark.parametrize(
-    "number", [120, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "number", [80, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 def test_no_request_is_lost_or_answered_with_anothers_text(number):
     service = GenerationService(MODEL)

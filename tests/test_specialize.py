@@ -282,7 +282,7 @@ def _weights(folder: Path) -> bytes:
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize("frozen_blocks", [0, 2])
+@pytest.mark.parametrize("frozen_blocks", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_teaches_pairs_over_an_untouched_base(base, tmp_path, frozen_blocks):
     before = (base / "model.safetensors").read_bytes()
     config = dataclasses.replace(

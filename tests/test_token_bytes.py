@@ -241,7 +241,7 @@ def _behind(row: Row, speaker: int, branch: Branch) -> list[int]:
     return [index for index, _ in row.pieces[:root]] + tail[::-1]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(text=TEXTS, anchor=st.sampled_from(list(KINDS)), data=st.data())
 def test_at_every_column_the_last_token_of_the_text_up_to_there_speaks(
     segments, text, anchor, data
