@@ -441,7 +441,11 @@ def test_the_command_line_trains_answers_and_draws(trained, tmp_path, capsys):
     assert run(["graph", "show", str(tmp_path / "out"), "--output", str(tmp_path / "g.svg")]) == 0
     elsewhere = (tmp_path / "g.svg").read_text(encoding="utf-8")
     assert elsewhere.count("gone") == 4
-    assert re.findall(r">[\d.%]+<", elsewhere) == re.findall(r">[\d.%]+<", drawn)
+    whole = graphs.draw(loaded)
+    assert re.findall(r">[\d.%]+<", elsewhere) == re.findall(r">[\d.%]+<", whole)
+    read = re.findall(r"(?:hears|read) at \d+(?!%)", whole)
+    assert len(read) >= 4
+    assert re.findall(r"(?:hears|read) at \d+(?!%)", elsewhere) == read
     capsys.readouterr()
     assert run(["graph", "show", str(tmp_path / "graph.yaml")]) == 0
     picture = capsys.readouterr().out

@@ -52,6 +52,7 @@ def save(graph: LatentGraph, folder: str | Path) -> None:
     described = {
         "kind": KIND,
         "graph": _described(graph),
+        "blocks": {name: {"at": one.at, "layer": one.layer} for name, one in graph.nodes.items()},
         "edges_file": f"{PREFIX}{digest[:16]}.safetensors",
         "edges_sha256": digest,
         "temperature": graph.temperature,
@@ -132,7 +133,9 @@ def load(
 
 
 def outline(path: str | Path, revision: str | None = None) -> tuple[GraphConfig, dict[str, float]]:
-    """Returns a saved graph's config, with the strengths that it learned, and its routing; loads no model.
+    """Returns a saved graph's config, with its blocks by number and the strengths that it learned, and its routing.
+
+    No model is loaded.
 
     Raises:
         CheckpointError: no graph there, or a damaged file; ConfigError: a graph that cannot be.
@@ -140,12 +143,13 @@ def outline(path: str | Path, revision: str | None = None) -> tuple[GraphConfig,
     described, tensors = _read(str(path), revision)
     config = GraphConfig.of(described["graph"])
     learned = {name: tensors.get(f"hear.{name}.strength.value") for name in config.hearing}
-    heard = {
-        name: replace(config.nodes[name], strength=float(value))
-        for name, value in learned.items()
-        if value is not None
+    settled: dict[str, dict[str, Any]] = {
+        name: dict(described.get("blocks", {}).get(name, {})) for name in config.nodes
     }
-    return replace(config, nodes={**config.nodes, **heard}), dict(described["routing"])
+    for name, value in learned.items():
+        settled[name] |= {} if value is None else {"strength": float(value)}
+    nodes = {name: replace(node, **settled[name]) for name, node in config.nodes.items()}
+    return replace(config, nodes=nodes), dict(described["routing"])
 
 
 def config_of(graph: GraphConfig | Mapping[str, Any] | str | Path) -> GraphConfig:
@@ -167,6 +171,7 @@ def _read(path: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Te
         GraphConfig.of(described["graph"])
         float(described["temperature"])
         dict(described["fingerprints"]), dict(described["routing"])
+        all(dict(one) for one in dict(described.get("blocks", {})).values())
     except OSError as error:
         raise CheckpointError(
             f"no graph at {path}: {first_line(error)}; expected {GRAPH} and its weights"
