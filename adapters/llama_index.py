@@ -54,8 +54,9 @@ class EnsembleLLM(CustomLLM):
 
     def __init__(self, model: CoupledForCausalLM | str | Path, **options: Any) -> None:
         super().__init__()
-        self._service, self._options = GenerationService.of(model), options
-        GenerationParams.of(options, others=())
+        self._options = options
+        self._params({})  # before any model is loaded
+        self._service = GenerationService.of(model)
 
     @classmethod
     def class_name(cls) -> str:

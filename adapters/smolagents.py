@@ -48,11 +48,11 @@ class EnsembleModel(Model):
         strength: float | Mapping[str, float] | None = None,
         **options: Any,
     ) -> None:
+        said = {name: one for name, one in options.items() if one is not REMOVE_PARAMETER}
+        GenerationParams.of(said, others=OWN)  # before any model is loaded
+        self.chosen = GenerationParams(specialists=specialists, strength=strength)
         self.service = GenerationService.of(model)
         name = self.service.model.name_or_path or "rc_agents"
-        said = {name: one for name, one in options.items() if one is not REMOVE_PARAMETER}
-        GenerationParams.of(said, others=OWN)
-        self.chosen = GenerationParams(specialists=specialists, strength=strength)
         super().__init__(flatten_messages_as_text=True, model_id=name, **options)
 
     @property

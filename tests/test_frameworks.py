@@ -85,7 +85,7 @@ def test_smolagents_model_answers_streams_and_calls():
     assert call.function.arguments["city"] in ("Rome", "Paris")
     for option in ({"temperature": -1}, {"max_token": 3}):
         with pytest.raises(InputError, match=next(iter(option))):
-            EnsembleModel(MODEL, **option)
+            EnsembleModel("nowhere", **option)  # no model is loaded for it
     told_so = EnsembleModel(MODEL, max_tokens=6)
     assert told_so.generate(asked, specialists=["medical"]).content == told()
     with pytest.raises(InputError, match="max_token"):
@@ -130,7 +130,7 @@ def test_llama_index_llm_completes_chats_and_streams():
     assert llm.metadata.is_chat_model
     for option in ({"top_p": 2}, {"max_token": 3}):
         with pytest.raises(InputError, match=next(iter(option))):
-            EnsembleLLM(MODEL, **option)
+            EnsembleLLM("nowhere", **option)  # no model is loaded for it
     with pytest.raises(InputError, match="max_token"):
         llm.complete("The river", max_token=3)
     assert llm.complete("The river", max_new_tokens=2).raw["usage"]["completion_tokens"] == 2
