@@ -34,6 +34,7 @@ QUESTIONS = [
     f"Tell me something about {what}."
     for what in ("rivers", "bread", "the moon", "glass", "trains", "honey", "Rome", "sleep")
 ]
+FLOAT32 = ("--dtype", "float32")
 
 
 @dataclass
@@ -78,7 +79,8 @@ def main() -> None:
     place = str(packaged.resolve(args.model)) if packaged.is_packaged(args.model) else args.model
     tokenizer = AutoTokenizer.from_pretrained(place)
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(started) for started in _servers(place, args.threads)]
+        started = [ours(place, args.threads), theirs(place, args.threads)]
+        servers = [stack.enter_context(one) for one in started]
         rates: dict[str, list[float]] = {}
         for turn in range(args.rounds + 1):
             for server in servers:
@@ -98,31 +100,21 @@ def _rate(server: Server, tokenizer: Any, at_once: int, tokens: int) -> float:
     return sum(len(tokenizer(one)["input_ids"]) for one in answers) / seconds
 
 
-def _servers(place: str, threads: int | None) -> list[contextlib.AbstractContextManager[Server]]:
-    ours = [
-        sys.executable,
-        "-m",
-        "rc_agents.cli",
-        "serve",
-        place,
-        "--dtype",
-        "float32",
-        "--name",
-        "m",
-    ]
-    theirs = [
-        str(Path(sys.executable).parent / "transformers"),
-        "serve",
-        place,
-        "--dtype",
-        "float32",
-        "--log-level",
-        "error",
-    ]
-    return [
-        _running("rc-agents serve", ours, "m", threads),
-        _running("transformers serve", theirs, place, threads),
-    ]
+def ours(
+    place: str, threads: int | None, *options: str
+) -> contextlib.AbstractContextManager[Server]:
+    """Runs `rc-agents serve` over a model in float32, with more options."""
+    command = [sys.executable, "-m", "rc_agents.cli", "serve", place, "--name", "m", *FLOAT32]
+    return _running("rc-agents serve", [*command, *options], "m", threads)
+
+
+def theirs(
+    place: str, threads: int | None, *options: str
+) -> contextlib.AbstractContextManager[Server]:
+    """Runs `transformers serve` over a model in float32, with more options."""
+    script = str(Path(sys.executable).parent / "transformers")
+    command = [script, "serve", place, *FLOAT32, "--log-level", "error"]
+    return _running("transformers serve", [*command, *options], place, threads)
 
 
 @contextlib.contextmanager

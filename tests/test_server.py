@@ -18,6 +18,7 @@ from rc_agents.adapters.server import Limits, create_app
 from rc_agents.adapters.server.turns import Turns
 
 import rc_agents
+from rc_agents import service
 from rc_agents.cli.app import run
 from rc_agents.errors import ConfigError
 from rc_agents.service import GenerationParams, GenerationService
@@ -61,13 +62,13 @@ def told(specialists=("medical",), **options):
 def held(monkeypatch, server):
     """Keeps the one thread that answers from beginning, until the block ends."""
     go = threading.Event()
-    batch = GenerationService.batch
+    advance = service.running.advance
 
-    def wait(self, *args, **kwargs):
+    def wait(*args, **kwargs):
         go.wait(120)
-        return batch(self, *args, **kwargs)
+        return advance(*args, **kwargs)
 
-    monkeypatch.setattr(GenerationService, "batch", wait)
+    monkeypatch.setattr(service.running, "advance", wait)
     try:
         yield go
     finally:
@@ -272,29 +273,41 @@ def test_a_seed_gives_the_same_answer_whatever_else_is_in_flight(client):
     assert len(set(alone)) > 12
 
 
-def test_requests_share_a_call(client, server, monkeypatch):
-    sizes = []
+BOTH = pytest.mark.parametrize("continuous", [True, False], ids=["continuous", "by call"])
+
+
+@pytest.fixture(scope="module")
+def by_call():
+    with running(MODEL, limits=Limits(continuous=False)) as found:
+        yield found
+
+
+@BOTH
+def test_requests_that_wait_join_those_that_run(server, by_call, monkeypatch, continuous):
+    sizes, server = [], server if continuous else by_call
     monkeypatch.setattr(server.batcher, "_observe", sizes.append)
-    with held(monkeypatch, server) as go, ThreadPoolExecutor(7) as pool:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    with client, held(monkeypatch, server) as go, ThreadPoolExecutor(7) as pool:
         first = pool.submit(ask, client)
         until(lambda: sizes == [1])
         others = [pool.submit(ask, client, max_tokens=2 + n) for n in range(6)]
         until(lambda: server.batcher.waiting == 6)
         go.set()
         assert [len(one.result().choices) for one in [first, *others]] == [1] * 7
-    assert sizes == [1, 6]
+    assert sizes == ([1, 7] if continuous else [1, 6])
 
 
-def test_those_who_ask_take_turns(monkeypatch):
+@BOTH
+def test_those_who_ask_take_turns(monkeypatch, continuous):
     """Six requests of one user are there when another's two come: one is begun for each of them."""
-    begun, batch = [], GenerationService.batch
+    begun, begin = [], service.running.begin
 
-    def noted(self, prompts, params, **kwargs):
-        begun.append(params[0].max_new_tokens)
-        return batch(self, prompts, params, **kwargs)
+    def noted(model, rows, calls):
+        begun.extend(row.limit for row in rows)
+        return begin(model, rows, calls)
 
-    monkeypatch.setattr(GenerationService, "batch", noted)
-    limits = Limits(batch=1)
+    monkeypatch.setattr(service.running, "begin", noted)
+    limits = Limits(batch=1, continuous=continuous)
     with (
         running(MODEL, limits=limits) as server,
         held(monkeypatch, server) as go,
@@ -616,7 +629,18 @@ def test_an_app_can_be_started_again():
         with TestClient(app) as found:
             body = {"model": "rc", "prompt": "The", "max_tokens": 2}
             assert found.post("/v1/completions", json=body).status_code == 200
-            assert found.get("/health").json()["status"] == "ok"
+            assert found.get("/health").json()["joins_at"] == "token"
+
+
+def test_where_caches_cannot_be_joined_the_server_says_so():
+    tokenizers = {"anchor": tiny_tokenizer("prose"), "medical": tiny_tokenizer("code")}
+    anchor, medical = (tiny("llama", vocab_size=len(one)) for one in tokenizers.values())
+    spans = rc_agents.couple(anchor, {"medical": medical}, tokenizers=tokenizers)
+    with TestClient(create_app(spans)) as found:
+        told = found.get("/health").json()
+    assert (told["joins_at"], told["why"]) == ("call", "medical read a text in tokens of their own")
+    with TestClient(create_app(MODEL, limits=Limits(continuous=False))) as found:
+        assert found.get("/health").json()["why"] == "continuous batching is off"
 
 
 def test_a_row_that_no_longer_fits_fails_alone_and_the_server_goes_on(client, server, monkeypatch):
@@ -647,20 +671,22 @@ def test_clients_that_left_take_no_place_in_the_queue(monkeypatch):
         assert httpx.post(url, json=body, timeout=30).status_code == 200
 
 
-def test_one_request_at_fault_fails_alone(client, server, monkeypatch):
-    batch = GenerationService.batch
+@BOTH
+def test_one_request_at_fault_fails_alone(server, by_call, monkeypatch, continuous):
+    advance, server = service.running.advance, server if continuous else by_call
 
-    def fails(self, prompts, params, **kwargs):
-        if any(one.max_new_tokens == 3 for one in params):
+    def fails(model, rows, *args):
+        if any(one.row.limit == 3 for one in rows):
             raise RuntimeError("inside")
-        return batch(self, prompts, params, **kwargs)
+        return advance(model, rows, *args)
 
-    with held(monkeypatch, server) as go, ThreadPoolExecutor(4) as pool:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    with client, held(monkeypatch, server) as go, ThreadPoolExecutor(4) as pool:
         first = pool.submit(ask, client)
         until(lambda: server.batcher.running == 1)
         others = [pool.submit(ask, client, max_tokens=size) for size in (2, 3, 4)]
         until(lambda: server.batcher.waiting == 3)
-        monkeypatch.setattr(GenerationService, "batch", fails)
+        monkeypatch.setattr(service.running, "advance", fails)
         go.set()
         sizes = [one.result().usage.completion_tokens for one in (first, others[0], others[2])]
         assert sizes == [8, 2, 4]

@@ -110,7 +110,9 @@ def _add_plain_routes(app: FastAPI, serving: Serving) -> None:
         batcher = serving.batcher
         if not batcher.alive:
             raise Refused(503, "the server answers no requests any more", code="stopping")
-        return {"status": "ok", "waiting": batcher.waiting, "running": batcher.running}
+        joins = "token" if batcher.refusal is None else "call"
+        running = {"waiting": batcher.waiting, "running": batcher.running}
+        return {"status": "ok", **running, "joins_at": joins, "why": batcher.refusal}
 
     @app.get("/metrics", tags=["state"], response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:

@@ -1,8 +1,8 @@
-"""One thread that answers what waits, several rows in one `generate` call.
+"""One thread that answers what waits, several rows side by side.
 
-Requests join at request boundaries: a call takes the rows that wait when it begins, those who ask in turns and each
-one's rows in order of arrival, as many as fit side by side. The next call begins when the last of them has ended. A row
-whose client has gone ends within one token.
+Rows that wait join those that run at any token, where the models' caches allow it; otherwise, as many as fit side by
+side, when the last of these has ended. Those who ask take turns, each one's rows in order of arrival. A row whose
+client has gone ends within one token.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from rc_agents import RCError
 from rc_agents.service import (
@@ -20,6 +21,7 @@ from rc_agents.service import (
     GenerationResult,
     GenerationService,
     Prompt,
+    Request,
     TokenRecord,
 )
 
@@ -50,7 +52,8 @@ class Job:
     cancel: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
     first: float | None = None
-    begun: bool = False
+    begun: float | None = None
+    answered: bool = False
     ended: bool = False
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _pieces: asyncio.Queue[object] = field(default_factory=asyncio.Queue)
@@ -66,6 +69,16 @@ class Job:
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
         except RuntimeError:  # the loop is closed; nobody waits
             self.cancel.set()
+
+    def timed(self) -> GenerationParams:
+        """Returns the row's parameters with the time that it has left."""
+        return replace(self.params, timeout=max(self.left, 1e-3))
+
+    def text(self, text: str) -> None:
+        """Hands on text that has come."""
+        if self.first is None:
+            self.first = time.monotonic()
+        self.put(text)
 
     async def pieces(self) -> AsyncIterator[str | GenerationResult]:
         """Texts as they come, then the result.
@@ -99,20 +112,26 @@ class Batcher:
 
     Args:
         service: of the ensemble.
-        limits: rows a call, rows that wait, seconds to end.
-        observe: told of every call's rows, before it runs.
+        limits: rows side by side, rows that wait, seconds to end.
+        observe: told how many rows run whenever some begin.
+
+    Attributes:
+        refusal: why rows wait until those that run have ended; None where they join at any token.
     """
 
     def __init__(
         self, service: GenerationService, limits: Limits, observe: Callable[[int], None]
     ) -> None:
         self._service, self._limits, self._observe = service, limits, observe
+        self.refusal = (
+            service.joining_refusal() if limits.continuous else "continuous batching is off"
+        )
         self._waiting: deque[Job] = deque()
         self._turns = Turns()
         self._running: list[Job] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._pace = 1.0  # seconds a call has taken lately
+        self._pace = 1.0  # seconds that a row has taken lately, from its first token's call on
         self._thread: threading.Thread | None = None
 
     @property
@@ -123,7 +142,7 @@ class Batcher:
     @property
     def running(self) -> int:
         """Rows that are being answered and that somebody still wants."""
-        return sum(not (one.cancel.is_set() or one.ended) for one in self._running)
+        return sum(not (one.cancel.is_set() or one.ended or one.answered) for one in self._running)
 
     @property
     def alive(self) -> bool:
@@ -192,15 +211,14 @@ class Batcher:
         while jobs := self._next():
             self._running = jobs
             self._observe(len(jobs))
-            began = time.monotonic()
             try:
                 self._answer(jobs)
             except Exception as error:  # the thread goes on, whatever happens to a call
-                for job in jobs:
-                    job.put(_told(error))
+                for job in self._running:
+                    if not job.answered:
+                        job.put(_told(error))
             finally:
                 self._running = []
-            self._pace = 0.7 * self._pace + 0.3 * (time.monotonic() - began)
 
     def _next(self) -> list[Job]:
         """Waits for rows; returns those of the next call, none when the server stops."""
@@ -209,62 +227,91 @@ class Batcher:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if self._closing:
                     return []
-                taken = self._take()
+                taken = self._take(self._limits.batch)
             if taken:
                 return taken
 
-    def _take(self) -> list[Job]:
+    def _take(self, most: int) -> list[Job]:
         """Rows in order of their turns, as long as the next one fits beside them."""
         taken: list[Job] = []
-        while self._waiting and len(taken) < self._limits.batch:
+        while self._waiting and len(taken) < most:
             job = self._waiting[0]
             if not job.cancel.is_set():
                 try:
-                    beside = [(one.prompt, one.params) for one in taken]
+                    beside = [(one.prompt, one.params) for one in taken if self.refusal]
                     if not self._service.fits_beside(beside, (job.prompt, job.params)) and taken:
                         break
                 except Exception as error:  # it fitted when it came
                     job.put(_told(error))
                     self._waiting.popleft()
                     continue
-                job.begun = True
+                job.begun = time.monotonic()
                 self._turns.begin(job.turn)
                 taken.append(job)
             self._waiting.popleft()
         return taken
 
     def _answer(self, jobs: list[Job]) -> None:
+        """Answers rows, in continuous batching also those that join them."""
+        if self.refusal is None:
+            self._service.continuous(partial(self._joining, list(jobs)))
+            return
         try:
             self._run(jobs)
         except Exception as error:
-            for job in jobs:
-                if len(jobs) == 1 or job.first is not None or job.ended:
-                    job.put(_told(error) if len(jobs) == 1 else _told(RuntimeError("batch")))
+            left = [job for job in jobs if not job.answered]
+            for job in left:
+                if len(left) == 1 or job.first is not None:
+                    job.put(_told(error) if len(left) == 1 else _told(RuntimeError("batch")))
                 else:  # the one at fault shall fail alone
                     self._answer([job])
 
+    def _joining(self, first: list[Job], running: int) -> list[Request]:
+        """Returns the rows to begin with, and later those that wait and have a place."""
+        if not first and (not self._waiting or running >= self._limits.batch):
+            return []
+        new, first[:] = list(first), []
+        if not new:
+            with self._changed:
+                new = [] if self._closing else self._take(self._limits.batch - running)
+            self._running = [one for one in self._running if not one.answered] + new
+            if new:
+                self._observe(running + len(new))
+        return [
+            Request(
+                prompt=job.prompt,
+                params=job.timed(),
+                cancel=job.cancel,
+                begun=partial(self._read, job),
+                sink=job.text,
+                ended=partial(self._ended, job),
+            )
+            for job in new
+        ]
+
     def _run(self, jobs: list[Job]) -> None:
-        def sink(row: int, text: str) -> None:
-            if jobs[row].first is None:
-                jobs[row].first = time.monotonic()
-            jobs[row].put(text)
-
-        def ended(row: int, result: GenerationResult) -> None:
-            job = jobs[row]
-            if result.finish_reason == "cancelled" and self._closing:
-                job.put(Refused(503, "the server stopped while this request ran", code="stopping"))
-            job.put(result if result.error is None else result.error)
-
+        """Answers rows in one call."""
         for job in jobs:
-            if job.reads and not job.read and not job.cancel.is_set():
-                job.read = self._service.score(job.prompt, job.params)
+            self._read(job)
         self._service.batch(
             [job.prompt for job in jobs],
-            [replace(job.params, timeout=max(job.left, 1e-3)) for job in jobs],
+            [job.timed() for job in jobs],
             cancel=[job.cancel for job in jobs],
-            sink=sink,
-            ended=ended,
+            sink=lambda row, text: jobs[row].text(text),
+            ended=lambda row, result: self._ended(jobs[row], result),
         )
+
+    def _read(self, job: Job) -> None:
+        """Scores a row's prompt where that was asked for."""
+        if job.reads and not job.read and not job.cancel.is_set():
+            job.read = self._service.score(job.prompt, job.params)
+
+    def _ended(self, job: Job, result: GenerationResult) -> None:
+        job.answered = True
+        if result.finish_reason == "cancelled" and self._closing:
+            job.put(Refused(503, "the server stopped while this request ran", code="stopping"))
+        job.put(result if result.error is None else _told(result.error))
+        self._pace = 0.9 * self._pace + 0.1 * (time.monotonic() - (job.begun or 0.0))
 
 
 def _told(error: Exception) -> Exception:

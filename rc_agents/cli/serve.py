@@ -35,7 +35,7 @@ def serve(
         str | None,
         typer.Option(envvar=KEY, help="What clients send as a bearer token.", show_default=False),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Answers in one generate call.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Answers side by side.")] = 8,
     queue: Annotated[int, typer.Option(min=1, help="Answers that may wait; more get 429.")] = 64,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer.")] = 4096,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt.")] = 32768,
@@ -45,6 +45,12 @@ def serve(
         float, typer.Option(min=0.1, help="For an answer, waiting included.")
     ] = 600.0,
     grace: Annotated[float, typer.Option(min=0.1, help="Seconds to finish when stopped.")] = 30.0,
+    continuous: Annotated[
+        bool,
+        typer.Option(
+            help="Answers join those that are being written at any token, where the models' caches allow it."
+        ),
+    ] = True,
     device_map: DeviceMap = None,
     dtype: DType = None,
     nodes: Nodes = None,
@@ -76,12 +82,15 @@ def serve(
         body_bytes=body_bytes,
         seconds=seconds,
         grace_seconds=grace,
+        continuous=continuous,
     )
     options: dict[str, Any] = {"log_level": os.environ.get("UVICORN_LOG_LEVEL", "info")}
     with opened(model, anchor, specialist, device_map, dtype, nodes) as ensemble:
         app = create_app(ensemble, name=name, api_key=api_key, limits=limits)
         print(f"serving {name}: {', '.join(ensemble.names)}", file=sys.stderr)
-
+        why = app.state.serving.batcher.refusal
+        joins = "at any token" if why is None else f"when those that run have ended ({why})"
+        print(f"answers join others {joins}", file=sys.stderr)
         if as_json:
             options |= told_as_json(app)
         server(app, host=host, port=port, **options).run()

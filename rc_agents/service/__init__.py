@@ -11,7 +11,7 @@ from .guides import Guide
 from .loading import load
 from .params import CHOICES, LIMITS, GenerationParams, settings_over
 from .prompts import Prompt, PromptLike
-from .service import GenerationResult, GenerationService
+from .service import GenerationResult, GenerationService, Request
 from .stream import TextStream, unblocked
 from .tools import Tool, ToolCall, check_tools
 from .trace import TokenRecord
@@ -27,6 +27,7 @@ __all__ = [
     "Prompt",
     "PromptLike",
     "Reply",
+    "Request",
     "TextStream",
     "TokenRecord",
     "Tool",

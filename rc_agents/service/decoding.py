@@ -18,12 +18,7 @@ from transformers import (
 
 from ..errors import InputError
 from ..sampling import SeededSampling
-from .guides import Guiding
-from .reading import RowReader
-from .trace import Trace
-
-Sink = Callable[[int, str], None]
-"""Takes a row's number and the text that has settled there."""
+from .going import Going
 
 
 class RowSampling(LogitsProcessor):
@@ -69,97 +64,87 @@ def row_processors(
 
 
 class Watch(StoppingCriteria):
-    """Hands every new token to its row's reader, and ends rows.
+    """Hands every new token to its row, and ends rows.
 
     Args:
-        readers: one a row.
-        width: columns of the prompts.
-        guidings: one a row, None where it is free; a row ends where its guide does.
-        timeouts: seconds a row may take from now, None for no limit.
-        stopped: asked of every row that runs, once a step; True ends it as cancelled.
-        sink: takes settled text.
-        traces: one a row, None where nothing is kept.
-        ended: told of each row when it has ended.
+        rows: of the batch; a row ends where its guide does, at its limit, its deadline, or where it is not wanted.
+        width: columns that they have so far.
+        pause: asked once a step while rows run, with the columns so far; True ends the call, not the rows.
+
+    Attributes:
+        paused: whether the call was ended for `pause`.
     """
 
     def __init__(
         self,
-        readers: Sequence[RowReader],
+        rows: Sequence[Going],
         width: int,
-        timeouts: Sequence[float | None],
-        stopped: Callable[[int], bool],
-        sink: Sink | None = None,
-        guidings: Sequence[Guiding | None] = (),
-        traces: Sequence[Trace | None] = (),
-        ended: Callable[[int], None] | None = None,
+        pause: Callable[[int], bool] | None = None,
     ) -> None:
-        self._ended, self._open = ended, set(range(len(readers)))
-        self.errors: dict[int, InputError] = {}
-        self._traces = traces or [None] * len(readers)
-        self._guidings = guidings or [None] * len(readers)
-        self.readers, self._seen, self._stopped, self._sink = readers, width, stopped, sink
-        now = time.monotonic()
-        self._deadlines = [None if seconds is None else now + seconds for seconds in timeouts]
+        self.rows, self._seen, self._pause = rows, width, pause
+        self._open = list(rows)
+        self.paused = False
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """(B, T) tokens so far -> (B,) whether each row has ended."""
         columns = input_ids[:, self._seen :].T.tolist()
         self._seen = input_ids.shape[1]
         for column in columns:
-            for row, reader in enumerate(self.readers):
-                if reader.finish_reason is None:
-                    self._give(row, reader.push(column[row]))
-                    self._follow(row, column[row])
+            for row, token in zip(self.rows, column, strict=True):
+                if not row.ended:
+                    row.tokens.append(token)
+                    self._give(row, row.reader.push(token))
+                    self._follow(row, token)
         self._end_late_rows()
         self.end_stopped()
         self._tell()
-        done = [reader.finish_reason is not None for reader in self.readers]
+        done = [row.ended for row in self.rows]
+        if self._pause is not None and not all(done) and self._pause(self._seen):
+            self.paused, done = True, [True] * len(done)
         return torch.tensor(done, device=input_ids.device)
 
     def end_stopped(self) -> None:
         """Ends the rows that are not wanted any more."""
-        for row, reader in enumerate(self.readers):
-            if reader.finish_reason is None and self._stopped(row):
-                self._give(row, reader.finish("cancelled"))
+        for row in self.rows:
+            if not row.ended and row.calls.stopped():
+                self._give(row, row.reader.finish("cancelled"))
 
-    def _follow(self, row: int, token: int) -> None:
-        trace = self._traces[row]
-        if trace is not None:
-            trace.push(token)
-        guiding, reader = self._guidings[row], self.readers[row]
-        if guiding is None or reader.finish_reason not in (None, "length"):
+    def _follow(self, row: Going, token: int) -> None:
+        if row.trace is not None:
+            row.trace.push(token)
+        if row.guiding is None or row.reader.finish_reason not in (None, "length"):
             return
         try:
-            guiding.push(token)
+            row.guiding.push(token)
         except InputError as error:  # this row's alone
-            self.errors[row] = error
-            self._give(row, reader.finish("error"))
+            row.error = error
+            self._give(row, row.reader.finish("error"))
             return
-        if guiding.ended:
-            self._give(row, reader.finish("stop"))
-            reader.finish_reason = (
+        if row.guiding.ended:
+            self._give(row, row.reader.finish("stop"))
+            row.reader.finish_reason = (
                 "stop"  # whole, also where the last token was the last one allowed
             )
 
     def finish(self, reason: str) -> None:
         """Ends every row that runs."""
-        for row, reader in enumerate(self.readers):
-            self._give(row, reader.finish(reason))
+        for row in self.rows:
+            self._give(row, row.reader.finish(reason))
         self._tell()
 
     def _end_late_rows(self) -> None:
         now = time.monotonic()
-        for row, deadline in enumerate(self._deadlines):
-            if deadline is not None and now >= deadline:
-                self._give(row, self.readers[row].finish("timeout"))
+        for row in self.rows:
+            if row.deadline is not None and now >= row.deadline:
+                self._give(row, row.reader.finish("timeout"))
 
     def _tell(self) -> None:
-        closed = [row for row in self._open if self.readers[row].finish_reason is not None]
-        for row in sorted(closed):
-            self._open.discard(row)
-            if self._ended is not None:
-                self._ended(row)
+        closed = [row for row in self._open if row.ended]
+        self._open = [row for row in self._open if not row.ended]
+        for row in closed:
+            if row.calls.ended is not None:
+                row.calls.ended(row.answer())
 
-    def _give(self, row: int, text: str) -> None:
-        if text and self._sink is not None:
-            self._sink(row, text)
+    def _give(self, row: Going, text: str) -> None:
+        if text and row.calls.sink is not None:
+            row.calls.sink(text)

@@ -13,16 +13,42 @@ from ..alignment.renderings import Message
 from ..errors import InputError
 from ..modeling import CoupledForCausalLM
 from . import conversation as _conversation
+from . import joining as _joining
 from . import prompts as _prompts
 from . import rows as _rows
+from . import running as _running
 from .conversation import Conversation
-from .decoding import Sink
+from .going import Answer, Calls, Going
 from .loading import load
 from .params import GenerationParams
 from .prompts import Prompt, PromptLike
 from .rows import Row
 from .stream import TextStream
 from .trace import TokenRecord
+
+Sink = Callable[[int, str], None]
+"""Takes a row's number and the text that has settled there."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """A prompt that may join others while these are being answered.
+
+    Args:
+        prompt: a text, a chat or a rendered prompt.
+        params: how to generate.
+        cancel: once set, the row ends within one token with finish_reason "cancelled".
+        begun: called before the prompt is read, while no row runs, so that it may use the ensemble.
+        sink: takes its text as it comes.
+        ended: takes its result as soon as it has ended.
+    """
+
+    prompt: PromptLike
+    params: GenerationParams = field(default_factory=GenerationParams)
+    cancel: threading.Event | None = None
+    begun: Callable[[], None] = lambda: None
+    sink: Callable[[str], None] | None = None
+    ended: Callable[[GenerationResult], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +60,8 @@ class GenerationResult:
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens generated, an end-of-text token and those of a stop string included.
         finish_reason: "stop" (end of text, or a stop string), "length", "cancelled", "timeout", or "error" where the
-            row's guide could not be followed; only `ended` hears of the last, all else raises it.
+            row's guide could not be followed, or in continuous batching whatever failed; only `ended` hears of the
+            last, all else raises it.
         error: what went wrong with this row alone, where it ended with "error".
         tokens: what was kept of each token, where `logprobs` or `attribution` asked for it.
         lost: specialists in other processes that took no part from some token on, and why.
@@ -45,7 +72,7 @@ class GenerationResult:
     completion_tokens: int
     finish_reason: str
     tokens: tuple[TokenRecord, ...] = ()
-    error: InputError | None = None
+    error: Exception | None = None
     lost: dict[str, str] = field(default_factory=dict)
 
 
@@ -216,6 +243,47 @@ class GenerationService:
             results += self._run(group, moved, _moved(sink, first), _moved(ended, first))
         return results
 
+    def continuous(self, joins: Callable[[int], Sequence[Request]]) -> None:
+        """Answers requests side by side, of which each may come at any token (continuous batching).
+
+        What runs is paused while the prompts of those that join are read. Every request has to fit the context alone,
+        not beside the others. Where a pass fails, its rows are read again one by one, so that the one at fault ends
+        alone, with its `error`. Returns when none runs and none comes; nothing is kept of those that have ended.
+
+        Args:
+            joins: asked at first and once a token, with the number of rows that run, for requests that join them.
+
+        Raises:
+            InputError: `joining_refusal` says why rows cannot join; or a request that cannot be answered, as in
+                `batch`, which leaves the others unfinished; so does whatever `joins` raises.
+        """
+        if (why := self.joining_refusal()) is not None:
+            raise InputError(f"rows cannot join others that are being answered: {why}; use batch")
+
+        def more(running: int) -> list[Going]:
+            requests = joins(running)
+            rows = [self._plan([one.prompt], [one.params])[0] for one in requests]
+            calls = [
+                Calls(
+                    stopped=partial(_is_set, one.cancel),
+                    begun=one.begun,
+                    sink=one.sink,
+                    ended=None if one.ended is None else partial(_tell, one.ended, row),
+                )
+                for one, row in zip(requests, rows, strict=True)
+            ]
+            return _running.begin(self.model, rows, calls)
+
+        _joining.run(self.model, more)
+
+    def joining_refusal(self) -> str | None:
+        """Returns why rows cannot join others that are being answered; None where they can.
+
+        They can where every model runs in this process, reads the anchor's tokens, and keeps each row's past apart:
+        full and sliding-window attention, convolutions and state spaces.
+        """
+        return _joining.refusal(self.model)
+
     def fits_beside(
         self,
         others: Sequence[tuple[Prompt, GenerationParams]],
@@ -243,7 +311,7 @@ class GenerationService:
             InputError: as in `batch`.
         """
         (row,) = self._plan([prompt], params)
-        return _rows.score(self.model, row)
+        return _running.score(self.model, row)
 
     def stream(
         self,
@@ -292,18 +360,30 @@ class GenerationService:
         sink: Sink | None = None,
         ended: Callable[[int, GenerationResult], None] | None = None,
     ) -> list[GenerationResult]:
-        def tell(row: int, answer: _rows.Answer) -> None:
-            if ended is not None:
-                ended(row, _result(rows[row], answer))
-
-        answers = _rows.run(self.model, rows, stopped, sink, tell)
+        calls = [
+            Calls(
+                stopped=partial(stopped, number),
+                sink=None if sink is None else partial(sink, number),
+                ended=None if ended is None else partial(_tell, partial(ended, number), row),
+            )
+            for number, row in enumerate(rows)
+        ]
+        answers = _running.run(self.model, rows, calls)
         wrong = [answer.error for answer in answers if answer.error is not None]
         if wrong and ended is None:
             raise wrong[0]
         return [_result(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
 
-def _result(row: Row, answer: _rows.Answer) -> GenerationResult:
+def _tell(ended: Callable[[GenerationResult], None], row: Row, answer: Answer) -> None:
+    ended(_result(row, answer))
+
+
+def _is_set(cancel: threading.Event | None) -> bool:
+    return cancel is not None and cancel.is_set()
+
+
+def _result(row: Row, answer: Answer) -> GenerationResult:
     reader = answer.reader
     return GenerationResult(
         text=reader.text,

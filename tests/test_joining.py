@@ -1,0 +1,348 @@
+"""Rows that join others while these are being answered: what each gets is what it would get alone."""
+
+import random
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+import rc_agents
+from rc_agents.service import GenerationParams, GenerationService, Guide, Request
+from tests.tiny import CONTEXT, RECIPES, tiny
+from tests.tiny_tokenizers import tiny_tokenizer
+
+pytestmark = pytest.mark.tiny
+TEXTS = [
+    "The people",
+    "Some of them said that the water was",
+    "x",
+    "12 34",
+    "Where is the river now",
+]
+ENSEMBLES = [
+    ("llama", "qwen2", "gpt2"),
+    ("gemma3_text", "mistral"),  # sliding windows
+    ("lfm2", "bamba"),  # convolutions, state spaces, and attention between them
+    ("mamba2", "opt"),
+    ("bloom", "falcon"),  # positions by distance
+    ("gemma2", "gpt_neox", "phi3"),
+]
+
+
+SCHEDULES = {ENSEMBLES[0]: "threads", ENSEMBLES[2]: "threads"}
+
+
+def coupled(archs, **options):
+    """An ensemble whose bridges speak, so that specialists and strength matter."""
+    models = [
+        tiny(arch, vocab_size=len(tiny_tokenizer("prose")), seed=n) for n, arch in enumerate(archs)
+    ]
+    names = ["medical", "code"][: len(models) - 1]
+    depth = models[0].config.num_hidden_layers
+    model = rc_agents.couple(
+        models[0],
+        dict(zip(names, models[1:], strict=True)),
+        tokenizers={name: tiny_tokenizer("prose") for name in ("anchor", *names)},
+        sites=[depth // 2, depth],
+        bridge={"start": "default", "gate": "fixed"},
+        **options,
+    )
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def params(**chosen):
+    return GenerationParams(**{"max_new_tokens": 12, "temperature": 0.0, **chosen})
+
+
+def joined(service, first, later):
+    """Answers prompts, of which others join those that run after so many tokens.
+
+    Args:
+        first: pairs of prompt and parameters.
+        later: (tokens, prompt, parameters) of those that join.
+    """
+    steps, waiting = [], [(0, *pair) for pair in first] + list(later)
+    found = {}
+
+    def joins(running):
+        steps.append(running)
+        due = [one for one in waiting if one[0] < len(steps)]
+        for one in due:
+            waiting.remove(one)
+        return [asked(found, prompt, chosen) for _, prompt, chosen in due]
+
+    service.continuous(joins)
+    assert not waiting, "some were never asked for"
+    return list(found.values())
+
+
+def asked(found, prompt, chosen):
+    """A request whose result comes under its place."""
+    place = len(found)
+    found[place] = None
+    return Request(
+        prompt=prompt, params=chosen, ended=lambda result: found.__setitem__(place, result)
+    )
+
+
+def same(found, alone):
+    """Equal but for the last bits of probabilities."""
+    assert [replace(one, tokens=()) for one in found] == [replace(one, tokens=()) for one in alone]
+    for one, other in zip(found, alone, strict=True):
+        for token, expected in zip(one.tokens, other.tokens, strict=True):
+            assert token.token == expected.token
+            assert token.logprob == pytest.approx(expected.logprob, abs=2e-4)
+            assert token.contributions == pytest.approx(expected.contributions, abs=2e-4)
+
+
+@pytest.mark.parametrize("archs", ENSEMBLES, ids="+".join)
+def test_rows_that_join_get_what_they_get_alone(archs):
+    service = GenerationService(coupled(archs, schedule=SCHEDULES.get(archs, "lockstep")))
+    assert service.joining_refusal() is None
+    first = [
+        (TEXTS[0], params(max_new_tokens=9, logprobs=0, specialists=[])),
+        (TEXTS[1], params(max_new_tokens=20, logprobs=0)),
+    ]
+    later = [
+        (1, TEXTS[2], params(max_new_tokens=17, logprobs=0, attribution=True)),
+        (3, TEXTS[3], params(max_new_tokens=4, temperature=1.0, seed=5, logprobs=0)),
+        (3, TEXTS[4], params(logprobs=0, specialists=["medical"], strength=0.5)),
+        (12, TEXTS[1], params(max_new_tokens=30, logprobs=0)),
+    ]
+    alone = [service.generate(*pair) for pair in [*first, *(one[1:] for one in later)]]
+    same(joined(service, first, later), alone)
+
+
+def test_a_specialist_that_slept_is_there_for_a_row_that_asks_for_it():
+    service = GenerationService(coupled(("llama", "qwen2", "lfm2")))
+    nobody = params(specialists=[], logprobs=0, max_new_tokens=14)
+    code = params(specialists=["code"], logprobs=0)
+    everybody = params(logprobs=0, max_new_tokens=16)
+    first, later = [(TEXTS[1], nobody)], [(2, TEXTS[2], code), (5, TEXTS[3], everybody)]
+    alone = [service.generate(*pair) for pair in [*first, *(one[1:] for one in later)]]
+    assert len({one.text for one in alone}) == 3
+    same(joined(service, first, later), alone)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_joins_whenever(seed):
+    service, draw = GenerationService(coupled(("llama", "mistral", "bamba"))), random.Random(seed)
+
+    def row():
+        chosen = params(
+            max_new_tokens=draw.randint(1, 14),
+            specialists=draw.choice([None, [], ["medical"], ["code", "medical"]]),
+            temperature=draw.choice([0.0, 1.0]),
+            seed=draw.randint(0, 9),
+            stop=draw.choice([(), ("e",)]),
+            logprobs=0,
+        )
+        return draw.choice(TEXTS), chosen
+
+    rows, found, came = [row() for _ in range(7)], {}, []
+
+    def joins(running):
+        number = draw.choice([0, 0, 1, 1, 2]) if running else 2
+        new = [rows[one] for one in range(len(came), min(len(came) + number, len(rows)))]
+        came.extend(new)
+        return [asked(found, *pair) for pair in new]
+
+    service.continuous(joins)
+    assert came == rows
+    same(found.values(), [service.generate(*pair) for pair in rows])
+
+
+def test_the_calls_that_answer(monkeypatch):
+    """One call until somebody joins, a prompt of its own for who does, and none for a row that has ended."""
+    model = coupled(("llama", "qwen2"))
+    shapes, generate = [], type(model).generate
+
+    def counted(self, **kw):
+        shapes.append((*kw["input_ids"].shape, "past_key_values" in kw))
+        return generate(self, **kw)
+
+    monkeypatch.setattr(type(model), "generate", counted)
+    service = GenerationService(model)
+    sizes = [service.count_tokens(text) for text in ("x", TEXTS[1])]
+    found = joined(
+        service,
+        [("x", params(max_new_tokens=3)), ("x", params(max_new_tokens=30))],
+        [(6, TEXTS[1], params(max_new_tokens=5))],
+    )
+    assert [one.completion_tokens for one in found] == [3, 30, 5]
+    together = max(sizes[0] + 6, sizes[1] + 1)
+    assert shapes == [
+        (2, sizes[0], False),
+        (1, sizes[1], False),
+        (2, together, True),
+    ]
+
+
+def test_a_specialist_that_nobody_hears_any_more_begins_anew():
+    """It misses tokens of the rows that go on without it, and is there again for the next row that asks for it."""
+    service = GenerationService(coupled(("llama", "lfm2", "qwen2")))
+    medical = params(specialists=["medical"], logprobs=0)
+    first = [
+        (TEXTS[1], params(specialists=[], max_new_tokens=30, logprobs=0)),
+        (TEXTS[0], replace(medical, max_new_tokens=3)),
+        (TEXTS[2], replace(medical, max_new_tokens=3)),
+    ]
+    later = [(10, TEXTS[3], medical), (11, TEXTS[4], params(specialists=["code"], logprobs=0))]
+    alone = [service.generate(*pair) for pair in [*first, *(one[1:] for one in later)]]
+    same(joined(service, first, later), alone)
+
+
+def test_padding_that_nobody_needs_is_dropped(monkeypatch):
+    """Most rows have ended: the others go on without them, and without the columns of the longest."""
+    model = coupled(("llama", "gemma3_text"))
+    shapes, generate = [], type(model).generate
+    monkeypatch.setattr(
+        type(model),
+        "generate",
+        lambda self, **kw: shapes.append(kw["input_ids"].shape) or generate(self, **kw),
+    )
+    service = GenerationService(model)
+    rows = [(TEXTS[1], params(max_new_tokens=2)), ("x", params(max_new_tokens=12))]
+    rows += [(TEXTS[1], params(max_new_tokens=3))]
+    alone = [service.generate(*pair) for pair in rows]
+    shapes.clear()
+    same(joined(service, rows, []), alone)
+    short = service.count_tokens("x")
+    assert [*map(tuple, shapes)][1:] == [(1, short + 3)]
+
+
+def test_rows_need_to_fit_the_context_alone_only():
+    service = GenerationService(coupled(("gpt2", "llama")))
+    long = service.encode("the water " * 200).token_ids[: CONTEXT - 10]
+    prompt = replace(service.encode("x"), token_ids=long)
+    first = [(prompt, params(max_new_tokens=10)), ("x", params(max_new_tokens=40))]
+    later = [(5, "12 34", params(max_new_tokens=60))]
+    alone = [service.generate(*pair) for pair in [*first, *(one[1:] for one in later)]]
+    same(joined(service, first, later), alone)
+    assert [one.completion_tokens for one in alone] == [10, 40, 60]
+
+
+def test_a_row_that_joins_is_guided_streamed_cancelled_and_told_of():
+    service = GenerationService(coupled(("llama", "qwen2")))
+    cancel = threading.Event()
+    pieces, ended, steps = {}, {}, []
+
+    def request(name, cancel=None, **chosen):
+        return Request(
+            prompt="x",
+            params=params(**chosen),
+            cancel=cancel,
+            sink=lambda text: pieces.setdefault(name, []).append(text),
+            ended=lambda result: ended.setdefault(name, result),
+        )
+
+    def joins(running):
+        steps.append(running)
+        if len(steps) == 1:
+            return [request("long", max_new_tokens=20)]
+        if len(steps) == 2:
+            guided = request("guided", guide=Guide.choice(["yes", "no"]))
+            return [guided, request("left", cancel, max_new_tokens=100)]
+        if len(steps) == 8:
+            cancel.set()
+        return []
+
+    service.continuous(joins)
+    assert [*ended] == ["guided", "left", "long"]
+    assert ended["guided"].text in ("yes", "no")
+    assert ended["left"].finish_reason == "cancelled"
+    assert 1 < ended["left"].completion_tokens < 12
+    assert ended["long"] == service.generate("x", params(max_new_tokens=20))
+    assert {name: "".join(texts) for name, texts in pieces.items()} == {
+        name: one.text for name, one in ended.items() if one.text
+    }
+    assert steps[0] == 0
+    assert max(steps) == 2  # the guided one had ended with its first token
+
+
+def test_a_row_that_ends_with_its_first_token_leaves_nothing_behind():
+    service = GenerationService(coupled(("llama", "qwen2")))
+    first, later = [(TEXTS[0], params())], [(2, TEXTS[1], params(max_new_tokens=1))]
+    alone = [service.generate(*pair) for pair in [*first, *(one[1:] for one in later)]]
+    same(joined(service, first, later), alone)
+
+
+def test_a_time_limit_counts_from_where_a_row_joins():
+    service = GenerationService(coupled(("llama", "qwen2")))
+    later = [(2, "x", params(max_new_tokens=100, timeout=1e-6))]
+    kept, late = joined(service, [("x", params(max_new_tokens=8))], later)
+    assert (kept.finish_reason, kept.completion_tokens) == ("length", 8)
+    assert (late.finish_reason, late.completion_tokens) == ("timeout", 1)
+
+
+@pytest.mark.parametrize("when", [2, 5])
+def test_rows_at_fault_fail_alone_and_the_others_are_read_again(monkeypatch, when):
+    """A model fails on one row, where it joins or later; the others get what they get alone."""
+    model = coupled(("llama", "qwen2"))
+    service, passes = GenerationService(model), []
+    alone = [service.generate(text, params()) for text in (TEXTS[0], "x")]
+    poison = service.encode(TEXTS[3]).token_ids[-1]
+
+    def forward(module, args, kwargs):
+        passes.append(kwargs["input_ids"])
+        if len(passes) > when and poison in kwargs["input_ids"]:
+            raise RuntimeError("inside")
+
+    model.models["medical"].register_forward_pre_hook(forward, with_kwargs=True)
+    asked_bad = [(2, TEXTS[3], params(logit_bias={poison: 100}, max_new_tokens=30))]
+    first, bad, last = joined(service, [(TEXTS[0], params())], [*asked_bad, (2, "x", params())])
+    assert [first, last] == alone
+    assert bad.finish_reason == "error"
+    assert "inside" in str(bad.error)
+    assert bad.completion_tokens == {2: 0, 5: 3}[when]
+
+
+def test_a_join_that_fails_is_the_callers():
+    service = GenerationService(coupled(("llama", "qwen2")))
+    with pytest.raises(rc_agents.RCError, match="unknown specialist 'nobody'"):
+        joined(service, [("x", params())], [(1, "x", params(specialists=["nobody"]))])
+    assert service.generate("x", params()).completion_tokens == 12
+
+
+def refused(kind):
+    if kind == "tokens":
+        tokenizers = {"anchor": tiny_tokenizer("prose"), "medical": tiny_tokenizer("code")}
+        models = [tiny("llama", vocab_size=len(one)) for one in tokenizers.values()]
+        return rc_agents.couple(models[0], {"medical": models[1]}, tokenizers=tokenizers)
+    model = coupled(("llama", "qwen2"))
+    if kind == "static":
+        model.generation_config.cache_implementation = "static"
+    if kind == "uncached":
+        model.generation_config.use_cache = False
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("tokens", "medical read a text in tokens of their own"),
+        ("static", "the generation config asks for static cache"),
+        ("uncached", "the generation config asks for no cache"),
+    ],
+)
+def test_where_rows_cannot_join_it_is_said(kind, reason):
+    service = GenerationService(refused(kind))
+    assert service.joining_refusal() == reason
+    with pytest.raises(rc_agents.RCError, match=f"{reason}; use batch"):
+        service.continuous(lambda running: [])
+
+
+def test_every_tiny_architecture_can_be_joined():
+    for arch in RECIPES:
+        model = rc_agents.couple(tiny(arch, vocab_size=len(tiny_tokenizer("prose"))), {})
+        assert rc_agents.service.joining.refusal(model) is None, arch
+
+
+def test_sparse_rows_are_not_joined():
+    model = coupled(("llama", "qwen2"))
+    service = GenerationService(model)
+    with model.sparse():
+        assert service.joining_refusal() == "specialists sleep"
+    assert torch.is_grad_enabled()
