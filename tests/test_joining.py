@@ -177,6 +177,7 @@ def test_the_calls_that_answer(monkeypatch):
         (2, sizes[0], False),
         (1, sizes[1], False),
         (2, together, True),
+        (1, sizes[0] + 17, True),  # the other has ended, and eight tokens were computed in vain
     ]
 
 
@@ -195,7 +196,7 @@ def test_a_specialist_that_nobody_hears_any_more_begins_anew():
 
 
 def test_padding_that_nobody_needs_is_dropped(monkeypatch):
-    """Most rows have ended: the others go on without them, and without the columns of the longest."""
+    """Rows that have ended are left out before long, and so are the columns of the longest."""
     model = coupled(("llama", "gemma3_text"))
     shapes, generate = [], type(model).generate
     monkeypatch.setattr(
@@ -210,7 +211,7 @@ def test_padding_that_nobody_needs_is_dropped(monkeypatch):
     shapes.clear()
     same(joined(service, rows, []), alone)
     short = service.count_tokens("x")
-    assert [*map(tuple, shapes)][1:] == [(1, short + 3)]
+    assert [*map(tuple, shapes)][1:] == [(1, short + 6)]
 
 
 def test_rows_need_to_fit_the_context_alone_only():

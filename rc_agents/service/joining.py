@@ -23,6 +23,9 @@ from .rows import context_limit
 Joins = Callable[[int], Sequence[Going]]
 """Asked at first and once a token with the number of rows that run; returns those that join them."""
 
+IDLE = 8
+"""Tokens computed for rows that have ended, about as dear as a new call without them."""
+
 
 def refusal(model: CoupledForCausalLM) -> str | None:
     """Returns why rows of an ensemble cannot join others that are being answered; None where they can."""
@@ -59,6 +62,7 @@ class _Joint:
         self._fresh: list[Going] = []  # whose prompt was not read yet
         self._parts: list[Part] = []  # where the rows that run stand in their caches
         self._now: list[Going] = []  # that are in the call
+        self._idle = 0  # tokens that it has computed for rows that had ended
         self._refused: Exception | None = None  # what asking for rows that join has raised
         limit = context_limit(model)
         self._room = None if limit is None else limit[1]
@@ -78,7 +82,7 @@ class _Joint:
             return False
         cache = cache_join.join(self._parts, _configs(self._model)) if self._parts else None
         rows, self._rows, self._parts = self._rows, [], []
-        self._now = rows
+        self._now, self._idle = rows, 0
         self._advance(rows, cache, self._pause)
         if self._refused is not None:
             raise self._refused
@@ -110,7 +114,7 @@ class _Joint:
         self._parts.append(Part(cache, torch.tensor(kept), columns))
 
     def _pause(self, columns: int) -> bool:
-        """Whether to stop at this token: rows join, most have ended, or what has ended runs out of its context."""
+        """Whether to stop at this token: rows join, or what has ended costs time or runs out of its context."""
         left = sum(not one.ended for one in self._now)
         try:
             self._fresh += self._joins(left)
@@ -119,4 +123,5 @@ class _Joint:
             return True
         ended = len(self._now) - left
         full = self._room is not None and columns >= self._room
-        return bool(self._fresh) or ended > left or (full and ended > 0)
+        self._idle += ended
+        return bool(self._fresh) or self._idle >= IDLE or (full and ended > 0)
