@@ -550,6 +550,25 @@ def test_a_full_queue_says_when_to_come_back(monkeypatch):
         api.close()
 
 
+def test_one_who_asks_leaves_room_in_the_queue_for_others(monkeypatch):
+    limits = Limits(batch=1, queue=8)
+    with running(MODEL, limits=limits) as server, held(monkeypatch, server) as go:
+        api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        with api, ThreadPoolExecutor(9) as pool:
+            asked = [pool.submit(ask, api, user="many") for _ in range(8)]
+            until(lambda: server.batcher.running + server.batcher.waiting == 8)
+            with pytest.raises(
+                openai.RateLimitError, match=r"7 of them yours, .* 7 of them for one"
+            ):
+                ask(api, user="many")
+            asked.append(pool.submit(ask, api, user="few"))
+            until(lambda: server.batcher.waiting == 8)
+            with pytest.raises(openai.RateLimitError, match="8 answers wait, 1 of them yours"):
+                ask(api, user="few")
+            go.set()
+            assert all(one.result().choices for one in asked)
+
+
 def test_a_deadline_ends_what_runs_and_refuses_what_waits(client, server, monkeypatch):
     endless = {"max_tokens": 1500, "logit_bias": {str(EOS): -100}}
     found = ask(client, **endless, extra_body={"timeout": 0.4})

@@ -158,6 +158,8 @@ class Batcher:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Puts a request's rows into the queue, all or none.
 
+        An eighth of the queue is kept for others than whoever has filled the rest.
+
         Raises:
             Refused: the queue is full (429, with the time after which to try again), or the server stops (503).
         """
@@ -165,12 +167,15 @@ class Batcher:
             if not self.alive:
                 raise Refused(503, "the server is stopping", code="stopping")
             self._waiting = deque(one for one in self._waiting if not one.cancel.is_set())
-            waiting = len(self._waiting)
-            if waiting + len(jobs) > self._limits.queue:
+            waiting, most = len(self._waiting), self._limits.queue
+            askers = {job.asker for job in jobs}
+            own = sum(one.asker in askers for one in self._waiting)
+            if waiting + len(jobs) > most or own + len(jobs) > most - most // 8:
                 wait = max(1, round(self._pace * (1 + waiting / self._limits.batch)))
                 raise Refused(
                     429,
-                    f"{waiting} answers wait and the queue holds {self._limits.queue}; try again in {wait} s",
+                    f"{waiting} answers wait, {own} of them yours, and the queue holds {most}, {most - most // 8} of "
+                    f"them for one who asks; try again in {wait} s",
                     code="queue_full",
                     retry_after=wait,
                 )

@@ -23,7 +23,10 @@ class Metrics:
         self.waiting = Gauge("rc_waiting", "Answers that wait", registry=kept)
         self.running = Gauge("rc_running", "Answers that are being written", registry=kept)
         self.rows = Histogram(
-            "rc_batch_rows", "Answers side by side, whenever some begin", buckets=(1, 2, 4, 8, 16, 32), registry=kept
+            "rc_batch_rows",
+            "Answers side by side, whenever some begin",
+            buckets=(1, 2, 4, 8, 16, 32),
+            registry=kept,
         )
         self.first = Histogram(
             "rc_first_token_seconds",
