@@ -1,5 +1,6 @@
 """Rows that join others while these are being answered: what each gets is what it would get alone."""
 
+import functools
 import random
 import threading
 from dataclasses import replace
@@ -33,7 +34,8 @@ ENSEMBLES = [
 SCHEDULES = {ENSEMBLES[0]: "threads", ENSEMBLES[2]: "threads"}
 
 
-def coupled(archs, **options):
+@functools.cache
+def coupled(archs, schedule="lockstep"):
     """An ensemble whose bridges speak, so that specialists and strength matter."""
     models = [
         tiny(arch, vocab_size=len(tiny_tokenizer("prose")), seed=n) for n, arch in enumerate(archs)
@@ -46,7 +48,7 @@ def coupled(archs, **options):
         tokenizers={name: tiny_tokenizer("prose") for name in ("anchor", *names)},
         sites=[depth // 2, depth],
         bridge={"start": "default", "gate": "fixed"},
-        **options,
+        schedule=schedule,
     )
     model.generation_config.eos_token_id = None
     return model
@@ -97,7 +99,11 @@ def same(found, alone):
             assert token.contributions == pytest.approx(expected.contributions, abs=2e-4)
 
 
-@pytest.mark.parametrize("archs", ENSEMBLES, ids="+".join)
+@pytest.mark.parametrize(
+    "archs",
+    [*ENSEMBLES[:4], *(pytest.param(one, marks=pytest.mark.slow) for one in ENSEMBLES[4:])],
+    ids="+".join,
+)
 def test_rows_that_join_get_what_they_get_alone(archs):
     service = GenerationService(coupled(archs, schedule=SCHEDULES.get(archs, "lockstep")))
     assert service.joining_refusal() is None
@@ -126,7 +132,9 @@ def test_a_specialist_that_slept_is_there_for_a_row_that_asks_for_it():
     same(joined(service, first, later), alone)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 12))]
+)
 def test_whoever_joins_whenever(seed):
     service, draw = GenerationService(coupled(("llama", "mistral", "bamba"))), random.Random(seed)
 
@@ -279,7 +287,7 @@ def test_a_time_limit_counts_from_where_a_row_joins():
 
 
 @pytest.mark.parametrize("when", [2, 5])
-def test_rows_at_fault_fail_alone_and_the_others_are_read_again(monkeypatch, when):
+def test_rows_at_fault_fail_alone_and_the_others_are_read_again(when):
     """A model fails on one row, where it joins or later; the others get what they get alone."""
     model = coupled(("llama", "qwen2"))
     service, passes = GenerationService(model), []
@@ -291,9 +299,10 @@ def test_rows_at_fault_fail_alone_and_the_others_are_read_again(monkeypatch, whe
         if len(passes) > when and poison in kwargs["input_ids"]:
             raise RuntimeError("inside")
 
-    model.models["medical"].register_forward_pre_hook(forward, with_kwargs=True)
+    hook = model.models["medical"].register_forward_pre_hook(forward, with_kwargs=True)
     asked_bad = [(2, TEXTS[3], params(logit_bias={poison: 100}, max_new_tokens=30))]
     first, bad, last = joined(service, [(TEXTS[0], params())], [*asked_bad, (2, "x", params())])
+    hook.remove()
     assert [first, last] == alone
     assert bad.finish_reason == "error"
     assert "inside" in str(bad.error)
@@ -312,7 +321,7 @@ def refused(kind):
         tokenizers = {"anchor": tiny_tokenizer("prose"), "medical": tiny_tokenizer("code")}
         models = [tiny("llama", vocab_size=len(one)) for one in tokenizers.values()]
         return rc_agents.couple(models[0], {"medical": models[1]}, tokenizers=tokenizers)
-    model = coupled(("llama", "qwen2"))
+    model = coupled.__wrapped__(("llama", "qwen2"))
     if kind == "static":
         model.generation_config.cache_implementation = "static"
     if kind == "uncached":
