@@ -43,12 +43,14 @@ def test_the_servers_page_runs_against_a_server(tmp_path, monkeypatch):
     from tests.test_server import MODEL
 
     page = ROOT / "docs" / "serving.md"
-    (block,) = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    first, second = (block[1] for block in BLOCK.finditer(page.read_text(encoding="utf-8")))
     with running(MODEL) as server:
-        code = block[1].replace("http://127.0.0.1:8000", server.url)
+        code = first.replace("http://127.0.0.1:8000", server.url)
         names = {"__name__": "__main__"}
         run_on_tiny_models(
             code.replace("messages=", "max_tokens=4, messages="), page, tmp_path, names
         )
     assert names["answer"].choices[0].message.content
     names["client"].close()
+    run_on_tiny_models(second, page, tmp_path, names)
+    assert [one.completion_tokens for one in names["answers"]] == [16, 16, 16]
