@@ -14,8 +14,8 @@ from sse_starlette import EventSourceResponse
 
 from rc_agents.service import GenerationResult
 
-from .batching import Job
 from .errors import Refused, refusal
+from .jobs import Job
 from .serving import Serving
 
 POLL = 0.1  # seconds between looks whether the client is still there

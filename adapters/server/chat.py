@@ -15,7 +15,7 @@ from rc_agents.errors import InputError
 from rc_agents.service import Conversation, GenerationResult, ToolCall
 
 from .answers import gather, sent, stream
-from .batching import Job
+from .jobs import Job
 from .records import chat_logprobs, contributions
 from .requests import ChatRequest
 from .serving import Serving, host_of, usage

@@ -16,8 +16,8 @@ from rc_agents.errors import InputError
 from rc_agents.service import GenerationParams, GenerationResult, Prompt
 
 from .answers import gather, sent, stream
-from .batching import Job
 from .chat import REASONS
+from .jobs import Job
 from .records import contributions, text_logprobs
 from .requests import CompletionRequest
 from .serving import Serving, host_of, usage

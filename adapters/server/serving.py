@@ -13,8 +13,9 @@ from fastapi import Request
 from rc_agents.errors import ConfigError, ContextError, nearest
 from rc_agents.service import GenerationParams, GenerationService, Prompt
 
-from .batching import Batcher, Job
+from .batching import Batcher
 from .errors import Refused
+from .jobs import Job
 from .limits import Limits
 from .metrics import Metrics
 from .requests import Generation
