@@ -4,11 +4,13 @@ import functools
 import random
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-import torch
 
 import rc_agents
+from rc_agents import CoupledForCausalLM
+from rc_agents import service as service_module
 from rc_agents.service import GenerationParams, GenerationService, Guide, Request
 from tests.tiny import CONTEXT, RECIPES, tiny
 from tests.tiny_tokenizers import tiny_tokenizer
@@ -162,6 +164,19 @@ def test_whoever_joins_whenever(seed):
     same(found.values(), [service.generate(*pair) for pair in rows])
 
 
+@pytest.fixture
+def reads(monkeypatch):
+    """Which calls of `generate` begin a text, and which go on from a cache."""
+    found, generate = [], CoupledForCausalLM.generate
+
+    def counted(self, **kw):
+        found.append("goes on" if "past_key_values" in kw else "begins")
+        return generate(self, **kw)
+
+    monkeypatch.setattr(CoupledForCausalLM, "generate", counted)
+    return found
+
+
 def test_the_calls_that_answer(monkeypatch):
     """One call until somebody joins, a prompt of its own for who does, and none for a row that has ended."""
     model = coupled(("llama", "qwen2"))
@@ -222,7 +237,7 @@ def test_padding_that_nobody_needs_is_dropped(monkeypatch):
     assert [*map(tuple, shapes)][1:] == [(1, short + 6)]
 
 
-def test_rows_need_to_fit_the_context_alone_only():
+def test_rows_need_to_fit_the_context_alone_only(reads):
     service = GenerationService(coupled(("gpt2", "llama")))
     long = service.encode("the water " * 200).token_ids[: CONTEXT - 10]
     prompt = replace(service.encode("x"), token_ids=long)
@@ -231,6 +246,29 @@ def test_rows_need_to_fit_the_context_alone_only():
     alone = [service.generate(*pair) for pair in [*first, *(one[1:] for one in later)]]
     same(joined(service, first, later), alone)
     assert [one.completion_tokens for one in alone] == [10, 40, 60]
+    assert reads[-5:] == ["begins", "begins", "goes on", "goes on", "goes on"]
+
+
+def test_a_row_that_a_specialists_context_has_no_room_for_ends_before_the_specialist_comes(reads):
+    """Models check every row that they run on, also those that do not ask for them."""
+    model = coupled.__wrapped__(("llama", "qwen2"))
+    for name, room in (("anchor", 512), ("medical", 64)):
+        model.models[name].config.max_position_embeddings = room
+    service = GenerationService(model)
+    first = [(TEXTS[0], params(max_new_tokens=100, specialists=[]))]
+    later = [
+        (2, TEXTS[1], params(max_new_tokens=40)),
+        (3, TEXTS[2], params(max_new_tokens=5, specialists=[])),
+    ]
+    alone = [service.generate(*pair) for pair in [*first, *(one[1:] for one in later)]]
+    reads.clear()
+    same(joined(service, first, later), alone)
+    assert reads == [
+        "begins",
+        "begins",
+        "goes on",
+    ]  # the last two together, when the first had ended
+    assert alone[0].completion_tokens == 100
 
 
 def test_a_row_that_joins_is_guided_streamed_cancelled_and_told_of():
@@ -278,12 +316,27 @@ def test_a_row_that_ends_with_its_first_token_leaves_nothing_behind():
     same(joined(service, first, later), alone)
 
 
-def test_a_time_limit_counts_from_where_a_row_joins():
-    service = GenerationService(coupled(("llama", "qwen2")))
-    later = [(2, "x", params(max_new_tokens=100, timeout=1e-6))]
-    kept, late = joined(service, [("x", params(max_new_tokens=8))], later)
-    assert (kept.finish_reason, kept.completion_tokens) == ("length", 8)
-    assert (late.finish_reason, late.completion_tokens) == ("timeout", 1)
+def test_a_time_limit_counts_from_where_a_row_joins(monkeypatch):
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    for module in (service_module.running, service_module.decoding):
+        monkeypatch.setattr(module, "time", clock)
+    service, ended = GenerationService(coupled(("llama", "qwen2"))), []
+
+    def joins(running):
+        now[0] += 1.0
+        if now[0] not in (1.0, 10.0):
+            return []
+        limited = params(max_new_tokens=100, timeout=None if now[0] == 1.0 else 5.0)
+        return [Request(prompt="x", params=limited, ended=ended.append)]
+
+    service.continuous(joins)
+    late, kept = ended
+    assert (kept.finish_reason, kept.completion_tokens) == ("length", 100)
+    assert (late.finish_reason, late.completion_tokens) == (
+        "timeout",
+        7,
+    )  # one where it was read, one a second, and the one that was late
 
 
 @pytest.mark.parametrize("when", [2, 5])
@@ -309,11 +362,114 @@ def test_rows_at_fault_fail_alone_and_the_others_are_read_again(when):
     assert bad.completion_tokens == {2: 0, 5: 3}[when]
 
 
-def test_a_join_that_fails_is_the_callers():
+def test_rows_that_only_fail_together_are_answered_one_by_one(monkeypatch, reads, caplog):
+    """As where memory holds each, and not all of them."""
+    model, advance = coupled(("llama", "qwen2")), service_module.running.advance
+    service = GenerationService(model)
+    rows = [(text, params(max_new_tokens=20)) for text in TEXTS[:3]]
+    alone = [service.generate(*pair) for pair in rows]
+
+    def small(model, going, cache=None, pause=None):
+        if len(going) > 1 and cache is not None:
+            raise MemoryError("together")
+        return advance(model, going, cache, pause)
+
+    monkeypatch.setattr(service_module.running, "advance", small)
+    reads.clear()
+    same(joined(service, rows[:2], [(2, *rows[2])]), alone)
+    assert (
+        reads == ["begins"] * 8
+    )  # two and one as they come, three to find who is at fault, three to their ends
+    assert "a pass of 3 rows failed with MemoryError" in caplog.text
+
+
+def test_a_row_that_goes_on_alone_is_read_again_before_it_fails(monkeypatch, reads):
     service = GenerationService(coupled(("llama", "qwen2")))
-    with pytest.raises(rc_agents.RCError, match="unknown specialist 'nobody'"):
-        joined(service, [("x", params())], [(1, "x", params(specialists=["nobody"]))])
-    assert service.generate("x", params()).completion_tokens == 12
+    rows = [("x", params(max_new_tokens=20)), ("12 34", params(max_new_tokens=2))]
+    alone = [service.generate(*pair) for pair in rows]
+    advance = service_module.running.advance
+
+    def uncached(model, going, cache=None, pause=None):
+        if cache is not None:
+            raise RuntimeError("no cache")
+        return advance(model, going, cache, pause)
+
+    monkeypatch.setattr(service_module.running, "advance", uncached)
+    same(joined(service, rows, []), alone)
+
+
+def poisoned(kind):
+    """A request that goes wrong by itself, and what is heard of it."""
+    if kind == "name":
+        return {"params": params(specialists=["nobody"])}, "unknown specialist 'nobody'"
+    if kind == "guide":
+        return {"params": params(guide=Guide.lark("start: <|foo|>"))}, "foo"
+
+    def begun():
+        raise RuntimeError("scoring failed")
+
+    return {"params": params(), "begun": begun}, "scoring failed"
+
+
+@pytest.mark.parametrize("kind", ["name", "guide", "begun"])
+def test_a_request_that_cannot_be_answered_ends_alone(kind):
+    service, found, told = GenerationService(coupled(("llama", "qwen2"))), {}, []
+    wrong, message = poisoned(kind)
+    turns = iter([[asked(found, "x", params())], [], "wrong"])
+
+    def joins(running):
+        new = next(turns, [])
+        if new == "wrong":
+            return [Request(prompt="x", ended=told.append, **wrong), asked(found, "12", params())]
+        return new
+
+    service.continuous(joins)
+    same(found.values(), [service.generate("x", params()), service.generate("12", params())])
+    (bad,) = told
+    assert bad.finish_reason == "error"
+    assert message in str(bad.error)
+
+
+def test_what_a_callback_raises_is_the_callers_when_all_were_told():
+    service, told = GenerationService(coupled(("llama", "qwen2"))), []
+
+    def fails(result):
+        told.append("first")
+        raise ValueError("the caller's own")
+
+    requests = [
+        Request(prompt="x", params=params(max_new_tokens=4), ended=fails),
+        Request(
+            prompt="12", params=params(max_new_tokens=4), ended=lambda one: told.append("second")
+        ),
+        Request(
+            prompt="x", params=params(max_new_tokens=40), ended=lambda one: told.append("third")
+        ),
+    ]
+    with pytest.raises(ValueError, match="the caller's own"):
+        service.continuous(lambda running: [] if running else [requests.pop() for _ in [*requests]])
+    assert sorted(told) == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bridge": {"kind": "moe"}},
+        {"mix": "average", "bridge": {"start": "default", "gate": "fixed"}},
+    ],
+    ids=["router", "mixed"],
+)
+def test_routers_and_mixers_are_joined_too(options):
+    size, tokenizer = len(tiny_tokenizer("prose")), tiny_tokenizer("prose")
+    anchor, medical = (tiny(arch, vocab_size=size, width=32) for arch in ("llama", "qwen2"))
+    tokenizers = dict.fromkeys(("anchor", "medical"), tokenizer)
+    model = rc_agents.couple(anchor, {"medical": medical}, tokenizers=tokenizers, **options)
+    model.generation_config.eos_token_id = None
+    service = GenerationService(model)
+    first, later = [(TEXTS[1], params(logprobs=0))], [(3, "x", params(logprobs=0))]
+    later += [(4, TEXTS[0], params(logprobs=0, specialists=[]))]
+    alone = [service.generate(*pair) for pair in [*first, *(one[1:] for one in later)]]
+    same(joined(service, first, later), alone)
 
 
 def refused(kind):
@@ -324,8 +480,12 @@ def refused(kind):
     model = coupled.__wrapped__(("llama", "qwen2"))
     if kind == "static":
         model.generation_config.cache_implementation = "static"
+    if kind == "dynamic":
+        model.generation_config.cache_implementation = "dynamic"
     if kind == "uncached":
         model.generation_config.use_cache = False
+    if kind == "counting":
+        model.generation_config.min_new_tokens = 5
     return model
 
 
@@ -334,7 +494,9 @@ def refused(kind):
     [
         ("tokens", "medical read a text in tokens of their own"),
         ("static", "the generation config asks for static cache"),
+        ("dynamic", "the generation config asks for dynamic cache"),
         ("uncached", "the generation config asks for no cache"),
+        ("counting", "the generation config sets min_new_tokens, counted from where a call begins"),
     ],
 )
 def test_where_rows_cannot_join_it_is_said(kind, reason):
@@ -355,4 +517,3 @@ def test_sparse_rows_are_not_joined():
     service = GenerationService(model)
     with model.sparse():
         assert service.joining_refusal() == "specialists sleep"
-    assert torch.is_grad_enabled()

@@ -16,7 +16,7 @@ from functools import partial
 from rc_agents import RCError
 from rc_agents.service import GenerationResult, GenerationService, Request
 
-from .errors import Refused, log
+from .errors import LOG, Refused, log
 from .jobs import Job
 from .limits import Limits
 from .turns import Turns
@@ -67,6 +67,8 @@ class Batcher:
     def start(self) -> None:
         """Begins to answer; again after a `close`."""
         self._closing = False
+        why = "at any token" if self.refusal is None else f"by call: {self.refusal}"
+        LOG.info("answers join others %s", why)
         self._thread = threading.Thread(target=self._work, name="rc_agents-batcher", daemon=True)
         self._thread.start()
 
@@ -154,12 +156,16 @@ class Batcher:
     def _take(self, most: int) -> list[Job]:
         """Rows in order of their turns, as long as the next one fits beside them."""
         taken: list[Job] = []
+        joining = self.refusal is None
+        running = [one for one in self._running if not one.answered] if joining else []
         while self._waiting and len(taken) < most:
             job = self._waiting[0]
             if not job.cancel.is_set():
                 try:
-                    beside = [(one.prompt, one.params) for one in taken if self.refusal]
-                    if not self._service.fits_beside(beside, (job.prompt, job.params)) and taken:
+                    beside = [(one.prompt, one.params) for one in [*running, *taken]]
+                    own = (job.prompt, job.params)
+                    fits = self._service.fits_beside(beside, own, continuous=joining)
+                    if beside and not fits:
                         break
                 except Exception as error:  # it fitted when it came
                     job.put(_told(error))

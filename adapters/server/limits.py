@@ -36,5 +36,5 @@ class Limits:
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
-            if not (isinstance(value, bool) or value > 0):
+            if one.name != "continuous" and not value > 0:
                 raise ConfigError(f"the limit {one.name} is above 0, got {value!r}")

@@ -11,7 +11,8 @@ from .guides import Guide
 from .loading import load
 from .params import CHOICES, LIMITS, GenerationParams, settings_over
 from .prompts import Prompt, PromptLike
-from .service import GenerationResult, GenerationService, Request
+from .requests import GenerationResult, Request
+from .service import GenerationService
 from .stream import TextStream, unblocked
 from .tools import Tool, ToolCall, check_tools
 from .trace import TokenRecord

@@ -142,8 +142,7 @@ class Watch(StoppingCriteria):
         closed = [row for row in self._open if row.ended]
         self._open = [row for row in self._open if not row.ended]
         for row in closed:
-            if row.calls.ended is not None:
-                row.calls.ended(row.answer())
+            row.tell()
 
     def _give(self, row: Going, text: str) -> None:
         if text and row.calls.sink is not None:

@@ -78,6 +78,10 @@ class Going:
         """Ends it for what went wrong with it alone, and says so."""
         self.error = error
         self.reader.finish("error")
+        self.tell()
+
+    def tell(self) -> None:
+        """Tells what has become of it."""
         if self.calls.ended is not None:
             self.calls.ended(self.answer())
 

@@ -7,6 +7,8 @@ of them. So whatever runs through `generate` (guides, samples, chosen specialist
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,14 +17,21 @@ from transformers import PreTrainedConfig
 from .. import cache_join, sparse
 from ..cache import CoupledCache
 from ..cache_join import Part
+from ..execution import LOST
 from ..modeling import CoupledForCausalLM
 from . import running
 from .going import Going
-from .rows import context_limit
+from .rows import context_limit, fit_together
 
 Joins = Callable[[int], Sequence[Going]]
 """Asked at first and once a token with the number of rows that run; returns those that join them."""
 
+LOG = logging.getLogger(__name__)
+COUNTING = (
+    *("min_length", "min_new_tokens", "begin_suppress_tokens", "forced_bos_token_id"),
+    *("forced_eos_token_id", "exponential_decay_length_penalty", "guidance_scale", "max_time"),
+)
+"""Settings of a generation config that `generate` counts from its own beginning, or keeps a cache of its own for."""
 IDLE = 8
 """Tokens computed for rows that have ended, about as dear as a new call without them."""
 
@@ -34,8 +43,11 @@ def refusal(model: CoupledForCausalLM) -> str | None:
     if model.config.span_names:
         return f"{', '.join(model.config.span_names)} read a text in tokens of their own"
     own = model.generation_config
-    if own.use_cache is False or own.cache_implementation not in (None, "dynamic"):
+    if own.use_cache is False or own.cache_implementation is not None:
         return f"the generation config asks for {own.cache_implementation or 'no'} cache"
+    counting = [name for name in COUNTING if getattr(own, name, None) not in (None, 0, 1)]
+    if counting:
+        return f"the generation config sets {', '.join(counting)}, counted from where a call begins"
     if sparse.current(model) is not None:
         return "specialists sleep"
     unknown = cache_join.unknown_layer(_configs(model))
@@ -44,6 +56,7 @@ def refusal(model: CoupledForCausalLM) -> str | None:
 
 def run(model: CoupledForCausalLM, joins: Joins) -> None:
     """Generates rows as they come; returns when none runs and none comes."""
+    LOST.set({})
     joint = _Joint(model, joins)
     while joint.step():
         pass
@@ -58,9 +71,9 @@ class _Joint:
 
     def __init__(self, model: CoupledForCausalLM, joins: Joins) -> None:
         self._model, self._joins = model, joins
+        self._waiting: list[Going] = []  # whose prompt was not read yet
         self._rows: list[Going] = []  # that run
-        self._fresh: list[Going] = []  # whose prompt was not read yet
-        self._parts: list[Part] = []  # where the rows that run stand in their caches
+        self._parts: list[Part] = []  # where they stand in their caches
         self._now: list[Going] = []  # that are in the call
         self._idle = 0  # tokens that it has computed for rows that had ended
         self._refused: Exception | None = None  # what asking for rows that join has raised
@@ -69,39 +82,69 @@ class _Joint:
 
     def step(self) -> bool:
         """Goes on to the next pause; returns whether anything is left to do."""
-        if not self._rows:
-            self._fresh += self._joins(0)
-        fresh, self._fresh = self._fresh, []
-        for one in fresh:
-            one.calls.begun()
+        if not self._rows and not self._waiting:
+            self._waiting += self._joins(0)
+        fresh = self._fitting(self._rows)
+        del self._waiting[: len(fresh)]
+        fresh = [one for one in fresh if _begun(one)]
         if self._rows:
-            self._advance(fresh, None, lambda columns: True)
+            self._advance(fresh, [], lambda columns: True)
         else:
             self._rows = fresh
-        if not self._rows:
-            return False
-        cache = cache_join.join(self._parts, _configs(self._model)) if self._parts else None
-        rows, self._rows, self._parts = self._rows, [], []
+        rows, parts = self._rows, self._parts
+        self._rows, self._parts = [], []
         self._now, self._idle = rows, 0
-        self._advance(rows, cache, self._pause)
+        self._advance(rows, parts, self._pause)
         if self._refused is not None:
             raise self._refused
-        return True
+        return bool(rows or self._waiting)
 
-    def _advance(
-        self, rows: list[Going], cache: CoupledCache | None, pause: Callable[[int], bool]
-    ) -> None:
-        """Takes rows further, and those that go on among the others; one by one where together they fail."""
+    def _fitting(self, running: Sequence[Going]) -> list[Going]:
+        """The first of the rows that wait, as far as all models that then run have room for all rows."""
+        beside = [one.row for one in running]
+        fresh: list[Going] = []
+        for one in self._waiting:
+            beside.append(one.row)
+            if len(beside) > 1 and not fit_together(self._model, beside):
+                break
+            fresh.append(one)
+        return fresh
+
+    def _advance(self, rows: list[Going], parts: list[Part], pause: Callable[[int], bool]) -> None:
+        """Takes rows further, and keeps those that go on; where they fail together, each is read again."""
         if not rows:
             return
         try:
+            cache = cache_join.join(parts, _configs(self._model)) if parts else None
             self._go_on(rows, running.advance(self._model, rows, cache, pause))
+            return
         except Exception as error:
-            if len(rows) == 1:
+            if len(rows) == 1 and not parts:
                 rows[0].fail(error)
-            for one in rows if len(rows) > 1 else ():
-                if not one.ended:
-                    self._advance([one], None, lambda columns: True)
+                return
+            kind = type(error).__name__
+            traceback.clear_frames(error.__traceback__)  # which hold the caches
+        LOG.warning("a pass of %d rows failed with %s; each is read again", len(rows), kind)
+        together, left = bool(parts), [one for one in rows if not one.ended]
+        parts.clear()
+        caches = [self._alone(one, lambda columns: True) for one in left]
+        if not together or any(one.error is not None for one in left):
+            for one, cache in zip(left, caches, strict=True):
+                self._go_on([one], cache)
+            return
+        caches.clear()
+        for one in left:  # none is at fault but that they are together
+            self._alone(one, None)
+
+    def _alone(self, row: Going, pause: Callable[[int], bool] | None) -> CoupledCache | None:
+        """Reads a row from its tokens and goes on to the pause, or to its end; it ends where it fails."""
+        if row.ended:
+            return None
+        try:
+            return running.advance(self._model, [row], None, pause)
+        except Exception as error:
+            row.fail(error)
+            return None
 
     def _go_on(self, rows: list[Going], cache: CoupledCache | None) -> None:
         """Keeps the rows that have not ended, without the padding that none of them needs."""
@@ -115,13 +158,23 @@ class _Joint:
 
     def _pause(self, columns: int) -> bool:
         """Whether to stop at this token: rows join, or what has ended costs time or runs out of its context."""
-        left = sum(not one.ended for one in self._now)
+        left = [one for one in self._now if not one.ended]
         try:
-            self._fresh += self._joins(left)
+            self._waiting += self._joins(len(left) + len(self._waiting))
         except Exception as error:  # is not the rows' fault
             self._refused = error
             return True
-        ended = len(self._now) - left
+        ended = len(self._now) - len(left)
         full = self._room is not None and columns >= self._room
         self._idle += ended
-        return bool(self._fresh) or self._idle >= IDLE or (full and ended > 0)
+        return bool(self._fitting(left)) or self._idle >= IDLE or (full and ended > 0)
+
+
+def _begun(row: Going) -> bool:
+    """Tells that a row's prompt is about to be read; it ends where that fails."""
+    try:
+        row.calls.begun()
+    except Exception as error:
+        row.fail(error)
+        return False
+    return True

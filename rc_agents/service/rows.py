@@ -131,14 +131,24 @@ def _check_own_contexts(
             )
 
 
+def fit_together(model: CoupledForCausalLM, rows: Sequence[Row]) -> bool:
+    """Whether every model that some row asks for has room for every row, prompt and answer."""
+    shortest = context_limit(model, _asked_for(rows))
+    return shortest is None or all(row.size + row.limit <= shortest[1] for row in rows)
+
+
+def _asked_for(rows: Sequence[Row]) -> set[str] | None:
+    """The specialists that some row asks for; None for all."""
+    named = [row.params.specialists for row in rows]
+    everybody = any(names is None for names in named)
+    return None if everybody else {name for names in named for name in names or ()}
+
+
 def groups(model: CoupledForCausalLM, rows: Sequence[Row]) -> list[list[Row]]:
     """Returns all rows as one group, or each alone where they do not fit the context side by side."""
     if not rows:
         return []
-    named = [row.params.specialists for row in rows]
-    everybody = any(names is None for names in named)
-    present = None if everybody else {name for names in named for name in names or ()}
-    shortest = context_limit(model, present)
+    shortest = context_limit(model, _asked_for(rows))
     columns = max(row.size for row in rows) + max(row.limit for row in rows)
     if shortest is None or columns <= shortest[1]:
         return [list(rows)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,58 +21,13 @@ from .going import Answer, Calls, Going
 from .loading import load
 from .params import GenerationParams
 from .prompts import Prompt, PromptLike
+from .requests import GenerationResult, Request, entered, result
 from .rows import Row
 from .stream import TextStream
 from .trace import TokenRecord
 
 Sink = Callable[[int, str], None]
 """Takes a row's number and the text that has settled there."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Request:
-    """A prompt that may join others while these are being answered.
-
-    Args:
-        prompt: a text, a chat or a rendered prompt.
-        params: how to generate.
-        cancel: once set, the row ends within one token with finish_reason "cancelled".
-        begun: called before the prompt is read, while no row runs, so that it may use the ensemble.
-        sink: takes its text as it comes.
-        ended: takes its result as soon as it has ended.
-    """
-
-    prompt: PromptLike
-    params: GenerationParams = field(default_factory=GenerationParams)
-    cancel: threading.Event | None = None
-    begun: Callable[[], None] = lambda: None
-    sink: Callable[[str], None] | None = None
-    ended: Callable[[GenerationResult], None] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationResult:
-    """One answer.
-
-    Attributes:
-        text: without stop strings, end-of-text and other special tokens.
-        prompt_tokens: tokens of the prompt.
-        completion_tokens: tokens generated, an end-of-text token and those of a stop string included.
-        finish_reason: "stop" (end of text, or a stop string), "length", "cancelled", "timeout", or "error" where the
-            row's guide could not be followed, or in continuous batching whatever failed; only `ended` hears of the
-            last, all else raises it.
-        error: what went wrong with this row alone, where it ended with "error".
-        tokens: what was kept of each token, where `logprobs` or `attribution` asked for it.
-        lost: specialists in other processes that took no part from some token on, and why.
-    """
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: str
-    tokens: tuple[TokenRecord, ...] = ()
-    error: Exception | None = None
-    lost: dict[str, str] = field(default_factory=dict)
 
 
 class GenerationService:
@@ -247,34 +201,35 @@ class GenerationService:
         """Answers requests side by side, of which each may come at any token (continuous batching).
 
         What runs is paused while the prompts of those that join are read. Every request has to fit the context alone,
-        not beside the others. Where a pass fails, its rows are read again one by one, so that the one at fault ends
-        alone, with its `error`. Returns when none runs and none comes; nothing is kept of those that have ended.
+        and none waits for others but where a model that it does not ask for has no room for it. What is wrong with
+        one ends it alone, with its `error`: where a pass fails, its rows are read again, and go on without the one at
+        fault, or each by itself where none is. Returns when none runs and none comes; nothing is kept of those that
+        have ended.
 
         Args:
             joins: asked at first and once a token, with the number of rows that run, for requests that join them.
 
         Raises:
-            InputError: `joining_refusal` says why rows cannot join; or a request that cannot be answered, as in
-                `batch`, which leaves the others unfinished; so does whatever `joins` raises.
+            InputError: `joining_refusal` says why rows cannot join. What `joins` or a callback raises, with the others
+                left unfinished, is raised as it is.
         """
         if (why := self.joining_refusal()) is not None:
             raise InputError(f"rows cannot join others that are being answered: {why}; use batch")
 
+        raised: list[Exception] = []
+
+        def plan(one: Request) -> Row:
+            return self._plan([one.prompt], [one.params])[0]
+
         def more(running: int) -> list[Going]:
-            requests = joins(running)
-            rows = [self._plan([one.prompt], [one.params])[0] for one in requests]
-            calls = [
-                Calls(
-                    stopped=partial(_is_set, one.cancel),
-                    begun=one.begun,
-                    sink=one.sink,
-                    ended=None if one.ended is None else partial(_tell, one.ended, row),
-                )
-                for one, row in zip(requests, rows, strict=True)
-            ]
-            return _running.begin(self.model, rows, calls)
+            if raised:
+                raise raised[0]
+            found = [entered(self.model, one, plan, raised) for one in joins(running)]
+            return [one for one in found if one is not None]
 
         _joining.run(self.model, more)
+        if raised:
+            raise raised[0]
 
     def joining_refusal(self) -> str | None:
         """Returns why rows cannot join others that are being answered; None where they can.
@@ -288,14 +243,23 @@ class GenerationService:
         self,
         others: Sequence[tuple[Prompt, GenerationParams]],
         one: tuple[Prompt, GenerationParams],
+        *,
+        continuous: bool = False,
     ) -> bool:
         """Whether a prompt and its answer fit the context beside others in one `generate` call.
+
+        Args:
+            others: prompts with their parameters.
+            one: a prompt with its own.
+            continuous: whether each begins and ends at its own token, as in `continuous`.
 
         Raises:
             InputError: the one cannot be answered at all.
         """
         row = _rows.plan_row(self.model, *one, 0)
         beside = [_rows.plan_row(self.model, *other, 0) for other in others]
+        if continuous:
+            return _rows.fit_together(self.model, [*beside, row])
         return len(_rows.groups(self.model, [*beside, row])) == 1
 
     def score(
@@ -372,28 +336,11 @@ class GenerationService:
         wrong = [answer.error for answer in answers if answer.error is not None]
         if wrong and ended is None:
             raise wrong[0]
-        return [_result(row, answer) for row, answer in zip(rows, answers, strict=True)]
+        return [result(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
 
 def _tell(ended: Callable[[GenerationResult], None], row: Row, answer: Answer) -> None:
-    ended(_result(row, answer))
-
-
-def _is_set(cancel: threading.Event | None) -> bool:
-    return cancel is not None and cancel.is_set()
-
-
-def _result(row: Row, answer: Answer) -> GenerationResult:
-    reader = answer.reader
-    return GenerationResult(
-        text=reader.text,
-        prompt_tokens=row.size,
-        completion_tokens=reader.count,
-        finish_reason=str(reader.finish_reason),
-        tokens=answer.records,
-        error=answer.error,
-        lost=dict(answer.lost),
-    )
+    ended(result(row, answer))
 
 
 def _asks(

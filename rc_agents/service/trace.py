@@ -158,9 +158,9 @@ def _hook(
 
 
 def _factor(choice: GenerationParams, name: str) -> float | None:
-    """How loud a specialist is in a row, None where it takes no part."""
+    """How loud a specialist is in a row, None where it takes no part or is silent."""
     if choice.specialists is not None and name not in choice.specialists:
         return None
-    if isinstance(choice.strength, Mapping):
-        return float(choice.strength.get(name, 1.0))
-    return 1.0 if choice.strength is None else float(choice.strength)
+    strength = choice.strength
+    factor = strength.get(name, 1.0) if isinstance(strength, Mapping) else strength
+    return 1.0 if factor is None else float(factor) or None
