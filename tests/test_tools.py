@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rc_agents.errors import InputError
-from rc_agents.service import GenerationParams, GenerationService, Guide, ToolCall, rows
+from rc_agents.service import GenerationParams, GenerationService, Guide, ToolCall, running
 from rc_agents.service.guides import KEPT, Guiding, Vocabulary
 from rc_agents.service.tools import CallReader, Tool, closed, read_call, read_choice, write_call
 from tests.ensembles import talking
@@ -334,7 +334,7 @@ def test_a_grammar_is_compiled_once_for_all_rows(service, monkeypatch):
     monkeypatch.setattr(llguidance, "LLMatcher", Counting)
     tokenizer = service.model.tokenizer
     known = Vocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
-    monkeypatch.setitem(rows._VOCABULARIES, tokenizer, ((tokenizer.eos_token_id,), known))
+    monkeypatch.setitem(running._VOCABULARIES, tokenizer, ((tokenizer.eos_token_id,), known))
     schema = closed({**SCHEMA, "title": "once"})
     params = [GenerationParams(guide=Guide.json_schema(schema)) for _ in range(3)]
     texts = [service.batch(["The", "A", "x"], params)[0].text for _ in range(2)]
