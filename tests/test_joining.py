@@ -11,6 +11,7 @@ import pytest
 import rc_agents
 from rc_agents import CoupledForCausalLM
 from rc_agents import service as service_module
+from rc_agents.execution import LOST
 from rc_agents.service import GenerationParams, GenerationService, Guide, Request
 from tests.tiny import CONTEXT, RECIPES, tiny
 from tests.tiny_tokenizers import tiny_tokenizer
@@ -472,6 +473,13 @@ def test_routers_and_mixers_are_joined_too(options):
     same(joined(service, first, later), alone)
 
 
+def test_what_an_earlier_batch_lost_is_not_told_again():
+    service = GenerationService(coupled(("llama", "qwen2")))
+    LOST.set({"far": "gone"})  # as after a batch over nodes
+    (found,) = joined(service, [("x", params())], [])
+    assert found.lost == {}
+
+
 def refused(kind):
     if kind == "tokens":
         tokenizers = {"anchor": tiny_tokenizer("prose"), "medical": tiny_tokenizer("code")}
@@ -485,7 +493,7 @@ def refused(kind):
     if kind == "uncached":
         model.generation_config.use_cache = False
     if kind == "counting":
-        model.generation_config.min_new_tokens = 5
+        model.generation_config.min_new_tokens = 1
     return model
 
 

@@ -651,15 +651,17 @@ def test_an_app_can_be_started_again():
             assert found.get("/health").json()["joins_at"] == "token"
 
 
-def test_where_caches_cannot_be_joined_the_server_says_so():
+def test_where_caches_cannot_be_joined_the_server_says_so(caplog):
     tokenizers = {"anchor": tiny_tokenizer("prose"), "medical": tiny_tokenizer("code")}
     anchor, medical = (tiny("llama", vocab_size=len(one)) for one in tokenizers.values())
     spans = rc_agents.couple(anchor, {"medical": medical}, tokenizers=tokenizers)
     with TestClient(create_app(spans)) as found:
         told = found.get("/health").json()
     assert (told["joins_at"], told["why"]) == ("call", "medical read a text in tokens of their own")
+    caplog.set_level(logging.INFO, logger="rc_agents.server")
     with TestClient(create_app(MODEL, limits=Limits(continuous=False))) as found:
         assert found.get("/health").json()["why"] == "continuous batching is off"
+    assert "answers join others by call: continuous batching is off" in caplog.text
 
 
 def test_a_row_that_no_longer_fits_fails_alone_and_the_server_goes_on(client, server, monkeypatch):

@@ -27,11 +27,13 @@ Joins = Callable[[int], Sequence[Going]]
 """Asked at first and once a token with the number of rows that run; returns those that join them."""
 
 LOG = logging.getLogger(__name__)
-COUNTING = (
-    *("min_length", "min_new_tokens", "begin_suppress_tokens", "forced_bos_token_id"),
-    *("forced_eos_token_id", "exponential_decay_length_penalty", "guidance_scale", "max_time"),
-)
-"""Settings of a generation config that `generate` counts from its own beginning, or keeps a cache of its own for."""
+COUNTING = {
+    **{"min_length": 0, "min_new_tokens": 0, "guidance_scale": 1},
+    **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")),
+    **dict.fromkeys(("exponential_decay_length_penalty", "max_time")),
+}
+"""What `generate` counts from its own beginning, or keeps a cache of its own for, with the value, beside None, at which
+it does nothing."""
 IDLE = 8
 """Tokens computed for rows that have ended, about as dear as a new call without them."""
 
@@ -45,7 +47,9 @@ def refusal(model: CoupledForCausalLM) -> str | None:
     own = model.generation_config
     if own.use_cache is False or own.cache_implementation is not None:
         return f"the generation config asks for {own.cache_implementation or 'no'} cache"
-    counting = [name for name in COUNTING if getattr(own, name, None) not in (None, 0, 1)]
+    counting = [
+        name for name, off in COUNTING.items() if getattr(own, name, None) not in (None, off)
+    ]
     if counting:
         return f"the generation config sets {', '.join(counting)}, counted from where a call begins"
     if sparse.current(model) is not None:
