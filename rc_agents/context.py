@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -28,10 +28,14 @@ class Room(StoppingCriteria):
 
     Args:
         owner: the ensemble that generates.
+
+    Attributes:
+        full: the rows that leave no room for another token.
     """
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
+        self.full: set[int] = set()
         self.left = math.inf
         self.shortest = ""
 
@@ -69,28 +73,34 @@ def limit_of(config: Any) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def check_fits(owner: object, name: str, config: Any, count: int, *, own_tokens: bool) -> None:
-    """Raises `InputError` where a text of `count` tokens is longer than a model was made for; reports what is left.
+def check_fits(
+    owner: object, name: str, config: Any, counts: Sequence[int], *, own_tokens: bool
+) -> None:
+    """Raises `InputError` where a text is longer than a model was made for; reports what is left.
 
     Args:
         owner: the ensemble.
         name: the model's name.
         config: the model's.
-        count: tokens of the longest row, in the model's own tokens.
+        counts: tokens of each row, in the model's own tokens.
         own_tokens: whether the model has its own tokenizer.
     """
     limit = limit_of(config)
     if limit is None:
         return
+    count = max(counts)
     if limit < count:
         raise InputError(
             f"the text has {count} tokens for model {name!r}, which takes at most {limit}; "
             "shorten it, or leave that model out with model.disabled(...)"
         )
     room = current(owner)
-    left = limit - count - (RESERVE if own_tokens else 0)
-    if room is not None and left < room.left:
-        room.left = left
+    if room is None:
+        return
+    last = limit - (RESERVE if own_tokens else 0)
+    room.full |= {row for row, size in enumerate(counts) if size >= last}
+    if last - count < room.left:
+        room.left = last - count
         room.shortest = (
             f"the text has {count} tokens for model {name!r}, which takes at most {limit}"
         )

@@ -24,6 +24,10 @@ TEXTS = [
     "12 34",
     "Where is the river now",
 ]
+CHATS = [
+    [{"role": "user", "content": "Where is the naïve 12 now?"}],
+    [{"role": "system", "content": " brief"}, {"role": "user", "content": "x"}],
+]
 ENSEMBLES = [
     ("llama", "qwen2", "gpt2"),
     ("gemma3_text", "mistral"),  # sliding windows
@@ -31,6 +35,11 @@ ENSEMBLES = [
     ("mamba2", "opt"),
     ("bloom", "falcon"),  # positions by distance
     ("gemma2", "gpt_neox", "phi3"),
+]
+OWN_TOKENS = [  # a tokenizer of its own after the colon
+    ("llama", "gemma3_text:code", "qwen2"),
+    ("gpt2:code", "mistral:metaspace", "lfm2:prose"),  # one of them cannot branch
+    ("lfm2", "bloom:code"),
 ]
 
 
@@ -40,15 +49,18 @@ SCHEDULES = {ENSEMBLES[0]: "threads", ENSEMBLES[2]: "threads"}
 @functools.cache
 def coupled(archs, schedule="lockstep"):
     """An ensemble whose bridges speak, so that specialists and strength matter."""
+    kinds = [(*arch.split(":"), "prose")[:2] for arch in archs]
+    tokenizers = [tiny_tokenizer(kind) for _, kind in kinds]
     models = [
-        tiny(arch, vocab_size=len(tiny_tokenizer("prose")), seed=n) for n, arch in enumerate(archs)
+        tiny(arch, vocab_size=len(tokenizer), seed=n)
+        for n, ((arch, _), tokenizer) in enumerate(zip(kinds, tokenizers, strict=True))
     ]
     names = ["medical", "code"][: len(models) - 1]
     depth = models[0].config.num_hidden_layers
     model = rc_agents.couple(
         models[0],
         dict(zip(names, models[1:], strict=True)),
-        tokenizers={name: tiny_tokenizer("prose") for name in ("anchor", *names)},
+        tokenizers=dict(zip(("anchor", *names), tokenizers, strict=True)),
         sites=[depth // 2, depth],
         bridge={"start": "default", "gate": "fixed"},
         schedule=schedule,
@@ -104,7 +116,11 @@ def same(found, alone):
 
 @pytest.mark.parametrize(
     "archs",
-    [*ENSEMBLES[:3], *(pytest.param(one, marks=pytest.mark.slow) for one in ENSEMBLES[3:])],
+    [
+        *ENSEMBLES[:3],
+        *OWN_TOKENS[:2],
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ENSEMBLES[3:] + OWN_TOKENS[2:]),
+    ],
     ids="+".join,
 )
 def test_rows_that_join_get_what_they_get_alone(archs):
@@ -138,8 +154,9 @@ def test_a_specialist_that_slept_is_there_for_a_row_that_asks_for_it():
 @pytest.mark.parametrize(
     "seed", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 12))]
 )
-def test_whoever_joins_whenever(seed):
-    service, draw = GenerationService(coupled(("llama", "mistral", "bamba"))), random.Random(seed)
+@pytest.mark.parametrize("archs", [("llama", "mistral", "bamba"), *OWN_TOKENS[:2]], ids="+".join)
+def test_whoever_joins_whenever(archs, seed):
+    service, draw = GenerationService(coupled(archs)), random.Random(seed)
 
     def row():
         chosen = params(
@@ -150,7 +167,7 @@ def test_whoever_joins_whenever(seed):
             stop=draw.choice([(), ("e",)]),
             logprobs=0,
         )
-        return draw.choice(TEXTS), chosen
+        return draw.choice(TEXTS + CHATS), chosen
 
     rows, found, came = [row() for _ in range(7)], {}, []
 
@@ -203,6 +220,22 @@ def test_the_calls_that_answer(monkeypatch):
         (2, together, True),
         (1, sizes[0] + 17, True),  # the other has ended, and eight tokens were computed in vain
     ]
+
+
+@pytest.mark.filterwarnings("ignore:generation ends here")
+def test_a_row_that_fills_a_context_in_tokens_of_that_models_own_ends_alone():
+    model = coupled.__wrapped__(("llama", "qwen2:code"))
+    model.models["medical"].config.max_position_embeddings = 64
+    service = GenerationService(model)
+    first = [(TEXTS[2], params(max_new_tokens=100)), (TEXTS[1], params(max_new_tokens=100))]
+    later = [(2, TEXTS[3], params(specialists=[])), (3, TEXTS[4], params(max_new_tokens=5))]
+    alone = [service.generate(*pair) for pair in [*first, *(one[1:] for one in later)]]
+    assert [one.completion_tokens for one in alone] == [14, 9, 12, 5]
+    assert (
+        alone[1].finish_reason == "length"
+    )  # of 100: sixteen are kept free of its 64 for the last word
+    same(joined(service, first, later), alone)
+    same(service.batch([text for text, _ in first], first[0][1]), alone[:2])
 
 
 def test_a_specialist_that_nobody_hears_any_more_begins_anew():
@@ -481,10 +514,6 @@ def test_what_an_earlier_batch_lost_is_not_told_again():
 
 
 def refused(kind):
-    if kind == "tokens":
-        tokenizers = {"anchor": tiny_tokenizer("prose"), "medical": tiny_tokenizer("code")}
-        models = [tiny("llama", vocab_size=len(one)) for one in tokenizers.values()]
-        return rc_agents.couple(models[0], {"medical": models[1]}, tokenizers=tokenizers)
     model = coupled.__wrapped__(("llama", "qwen2"))
     if kind == "static":
         model.generation_config.cache_implementation = "static"
@@ -500,7 +529,6 @@ def refused(kind):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("tokens", "medical read a text in tokens of their own"),
         ("static", "the generation config asks for static cache"),
         ("dynamic", "the generation config asks for dynamic cache"),
         ("uncached", "the generation config asks for no cache"),

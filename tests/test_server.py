@@ -652,12 +652,12 @@ def test_an_app_can_be_started_again():
 
 
 def test_where_caches_cannot_be_joined_the_server_says_so(caplog):
-    tokenizers = {"anchor": tiny_tokenizer("prose"), "medical": tiny_tokenizer("code")}
-    anchor, medical = (tiny("llama", vocab_size=len(one)) for one in tokenizers.values())
-    spans = rc_agents.couple(anchor, {"medical": medical}, tokenizers=tokenizers)
-    with TestClient(create_app(spans)) as found:
+    static = rc_agents.couple(tiny("llama"), {}, tokenizers={"anchor": tiny_tokenizer("prose")})
+    static.generation_config.cache_implementation = "static"
+    with TestClient(create_app(static)) as found:
         told = found.get("/health").json()
-    assert (told["joins_at"], told["why"]) == ("call", "medical read a text in tokens of their own")
+    why = "the generation config asks for static cache"
+    assert (told["joins_at"], told["why"]) == ("call", why)
     caplog.set_level(logging.INFO, logger="rc_agents.server")
     with TestClient(create_app(MODEL, limits=Limits(continuous=False))) as found:
         assert found.get("/health").json()["why"] == "continuous batching is off"

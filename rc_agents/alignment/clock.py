@@ -122,6 +122,14 @@ class Clock:
         if self._first is not None and self._first >= columns:
             self._first = None
 
+    def shift(self, columns: int) -> None:
+        """Moves all columns to the right, behind masked ones; to the left, where the first ones were masked."""
+        for sizes in (self.sizes, self._raw_sizes, self._taken):
+            sizes[: max(0, -columns)] = [0] * max(0, columns)
+        self._columns = [column + columns for column in self._columns]
+        if self._first is not None:
+            self._first += columns
+
     def goes_on(self, earlier: Clock) -> bool:
         """Whether this reads the columns of an earlier clock as that one did."""
         columns, size = earlier.num_columns, len(earlier.text)

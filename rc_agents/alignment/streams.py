@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from .clock import Clock
+from .script import Script
 from .segments import Segment, Segments
 from .tokens import Piece
 
@@ -246,3 +247,17 @@ class SpanText:
         """Reorders or repeats the rows, as beam search does."""
         self.rows = [self.rows[index].copy() for index in indices]
         self.clocks = [self.clocks[index].copy() for index in indices]
+
+    def shift(self, columns: int) -> None:
+        """Follows the anchor, whose columns move to the right, or to the left onto masked ones."""
+        for b, (row, clock) in enumerate(zip(self.rows, self.clocks, strict=True)):
+            if clock.num_columns <= max(0, -columns):  # masked ones alone
+                self.begin(b, clock.script)
+            else:
+                clock.shift(columns)
+                row.columns += columns
+
+    def begin(self, index: int, script: Script | None) -> None:
+        """Lets a row begin anew."""
+        self.rows[index] = Row(self.rows[index].segments, leads=script is None)
+        self.clocks[index] = Clock(script)

@@ -165,10 +165,12 @@ class CoupledPass:
             places = self.position_ids
             if name in self.spans.steps:
                 places = self.spans.steps[name].position_ids
-            count = self.input_ids.shape[1] if places is None else int(places.max()) + 1
+            rows, columns = self.input_ids.shape
+            last = [columns - 1] * rows if places is None else places.amax(1).tolist()
             config = self.ensemble.models[name].config
             own = name in self.ensemble.config.span_names
-            context.check_fits(self.ensemble, name, config, count, own_tokens=own)
+            counts = [place + 1 for place in last]
+            context.check_fits(self.ensemble, name, config, counts, own_tokens=own)
 
     def _catch_up(self) -> None:
         """Shows a model that was left out of earlier steps the tokens it missed, uncoupled."""

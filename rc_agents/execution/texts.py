@@ -46,6 +46,9 @@ def wind(
         rows = [Row(segments, leads=script is None) for script in scripts]
         text = SpanText(tree, rows, [Clock(script) for script in scripts])
     else:
+        for b, script in enumerate(scripts):
+            if not text.clocks[b].num_columns and script is not None:
+                text.begin(b, script)
         each = zip(text.clocks, scripts, input_ids, attention_mask, strict=True)
         text.clocks = [_going_on(name, anchor, *row) for row in each]
     memory.busy = True  # and it stays so, and refused, where one row fails

@@ -16,7 +16,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from .. import context
 from ..errors import InputError
+from ..modeling import CoupledForCausalLM
 from ..sampling import SeededSampling
 from .going import Going
 
@@ -67,23 +69,28 @@ class Watch(StoppingCriteria):
     """Hands every new token to its row, and ends rows.
 
     Args:
+        model: that generates.
         rows: of the batch; a row ends where its guide does, at its limit, its deadline, or where it is not wanted.
         width: columns that they have so far.
         pause: asked once a step while rows run, with the columns so far; True ends the call, not the rows.
 
     Attributes:
         paused: whether the call was ended for `pause`.
+        full: the rows that have filled a model's context, for which the call ends.
     """
 
     def __init__(
         self,
+        model: CoupledForCausalLM,
         rows: Sequence[Going],
         width: int,
         pause: Callable[[int], bool] | None = None,
     ) -> None:
+        self._model = model
         self.rows, self._seen, self._pause = rows, width, pause
         self._open = list(rows)
         self.paused = False
+        self.full: list[Going] = []
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """(B, T) tokens so far -> (B,) whether each row has ended."""
@@ -96,6 +103,7 @@ class Watch(StoppingCriteria):
                     self._give(row, row.reader.push(token))
                     self._follow(row, token)
         self._end_late_rows()
+        self._end_full_rows()
         self.end_stopped()
         self._tell()
         done = [row.ended for row in self.rows]
@@ -137,6 +145,12 @@ class Watch(StoppingCriteria):
         for row in self.rows:
             if row.deadline is not None and now >= row.deadline:
                 self._give(row, row.reader.finish("timeout"))
+
+    def _end_full_rows(self) -> None:
+        room = context.current(self._model)
+        self.full = [self.rows[place] for place in sorted(room.full)] if room is not None else []
+        for row in self.full:
+            self._give(row, row.reader.finish("length"))
 
     def _tell(self) -> None:
         closed = [row for row in self._open if row.ended]

@@ -42,8 +42,6 @@ def refusal(model: CoupledForCausalLM) -> str | None:
     """Returns why rows of an ensemble cannot join others that are being answered; None where they can."""
     if model.remote_names:
         return f"{', '.join(model.remote_names)} keep their caches in other processes"
-    if model.config.span_names:
-        return f"{', '.join(model.config.span_names)} read a text in tokens of their own"
     own = model.generation_config
     if own.use_cache is False or own.cache_implementation is not None:
         return f"the generation config asks for {own.cache_implementation or 'no'} cache"

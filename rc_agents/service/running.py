@@ -33,6 +33,9 @@ def run(model: CoupledForCausalLM, rows: Sequence[Row], calls: Sequence[Calls]) 
     LOST.set({})
     going = begin(model, rows, calls)
     advance(model, going)
+    for one in going:
+        if not one.ended:  # but another of its call has filled a model's context
+            advance(model, [one])
     return [one.answer() for one in going]
 
 
@@ -67,10 +70,11 @@ def advance(
         pause: asked once a step, with the columns so far; True returns with rows that may go on.
 
     Returns:
-        The rows' cache where they were paused, as `cache`; None where all have ended.
+        The rows' cache where they were paused, as `cache`, or where some have filled a model's context; None where all
+        have ended.
     """
     width = max(len(one.tokens) for one in rows)
-    watch = Watch(rows, width, pause)
+    watch = Watch(model, rows, width, pause)
     watch.end_stopped()
     if all(one.ended for one in rows):
         watch.finish("length")  # tells of those that were stopped
@@ -98,7 +102,8 @@ def advance(
             stop_strings=None,
             **past,
         )
-    if watch.paused:
+    left = [one for one in rows if not one.ended]
+    if watch.paused or (watch.full and left):
         found = output.past_key_values
         assert isinstance(found, CoupledCache)
         return found

@@ -1,10 +1,10 @@
-"""Caches of several batches made one, so that rows go on side by side that began at different times."""
+"""Joins the caches of models that read the anchor's tokens, layer by layer."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,27 +18,15 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from .cache import CoupledCache
+from ..cache import CoupledCache
+from . import own_tokens
+from .parts import Part, rows, widened
 
 KNOWN = (
     *(DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer),
     *(LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer),
 )
 """Layers whose rows are independent, so that they can stand beside those of another batch."""
-
-
-class Part(NamedTuple):
-    """Rows of a batch that go on.
-
-    Attributes:
-        cache: of the batch.
-        rows: which of its rows, (R,).
-        columns: how many of its last columns hold all of them; those before hold padding alone.
-    """
-
-    cache: CoupledCache
-    rows: Tensor
-    columns: int
 
 
 def unknown_layer(configs: Mapping[str, PreTrainedConfig]) -> tuple[str, str] | None:
@@ -57,21 +45,25 @@ def join(parts: Sequence[Part], configs: Mapping[str, PreTrainedConfig]) -> Coup
     of a part, because none of its rows asks for it (any more), gets zeros for it; nothing of it reaches these rows.
 
     Args:
-        parts: of one ensemble, with local models that read the anchor's tokens, between two passes.
+        parts: of one ensemble, with local models, between two passes.
         configs: the models' by name.
     """
     length = max(part.columns for part in parts)
     caches: dict[str, Cache] = {}
-    seen = {}
+    seen = dict.fromkeys(configs, 0)
+    texts = own_tokens.texts(parts, length)
     for name in configs:
+        if name in texts:
+            caches[name] = own_tokens.cache(name, parts, texts[name])
+            continue
         read = [part.cache.seen[name] == part.cache.length for part in parts]
         if any(read):
             caches[name], seen[name] = _joined(name, parts, read, length), length
         else:
-            empty = DynamicCache(config=configs[name].get_text_config(decoder=True))
-            caches[name], seen[name] = empty, 0
+            caches[name] = DynamicCache(config=configs[name].get_text_config(decoder=True))
     made = CoupledCache(caches)
-    made.seen = seen
+    made.seen, made.texts = seen, texts
+    made.histories = own_tokens.histories(parts, length)
     made.ids = torch.cat([_laid(part, length) for part in parts])
     return made
 
@@ -80,7 +72,7 @@ def _laid(part: Part, length: int) -> Tensor:
     """A part's tokens, (R, length), zeros in front."""
     assert part.cache.ids is not None
     ids = part.cache.ids[part.rows.to(part.cache.ids.device)]
-    return _widened(ids[:, -part.columns :], length, 1)
+    return widened(ids[:, -part.columns :], length, 1)
 
 
 def _joined(name: str, parts: Sequence[Part], read: Sequence[bool], length: int) -> Cache:
@@ -115,7 +107,7 @@ def _layer(layers: Sequence[Any], parts: Sequence[Part], length: int) -> Any:
         for name in ("conv_states", "recurrent_states"):
             held = [{} if layer is None else getattr(layer, name) for layer in layers]
             states = {
-                key: None if state is None else _rows([one.get(key) for one in held], parts)
+                key: None if state is None else rows([one.get(key) for one in held], parts)
                 for key, state in getattr(made, name).items()
             }
             setattr(made, name, states)
@@ -128,31 +120,4 @@ def _columns(held: Sequence[Tensor | None], parts: Sequence[Part], width: int) -
         None if states is None else states[:, :, -min(part.columns, width) :]
         for states, part in zip(held, parts, strict=True)
     ]
-    return _rows(cut, parts, lambda states: _widened(states, width, 2))
-
-
-def _rows(
-    held: Sequence[Tensor | None],
-    parts: Sequence[Part],
-    fit: Callable[[Tensor], Tensor] = lambda states: states,
-) -> Tensor:
-    """Joins the parts' rows, (R, ...); zeros where a part holds nothing."""
-    pattern = fit(next(states for states in held if states is not None))
-    return torch.cat(
-        [
-            pattern.new_zeros(len(part.rows), *pattern.shape[1:])
-            if states is None
-            else fit(states[part.rows.to(states.device)])
-            for states, part in zip(held, parts, strict=True)
-        ]
-    )
-
-
-def _widened(tensor: Tensor, width: int, axis: int) -> Tensor:
-    """Zeros in front, up to `width` along the axis."""
-    missing = width - tensor.shape[axis]
-    if not missing:
-        return tensor
-    shape = [*tensor.shape]
-    shape[axis] = missing
-    return torch.cat([tensor.new_zeros(shape), tensor], dim=axis)
+    return rows(cut, parts, lambda states: widened(states, width, 2))
