@@ -407,7 +407,7 @@ def weather(city: Literal["Rome", "Paris"]) -> str:
         (lambda: chat(temperature=-1), "temperature is a finite number"),
         (
             lambda: chat().invoke([HumanMessage([{"type": "image", "url": "x"}])]),
-            "reads text only",
+            "nothing is fetched from elsewhere",
         ),
         (lambda: ChatCoupled(model=3), "model is a saved ensemble's folder or id"),
         (lambda: ChatCoupled(model="x", temprature=1), "temprature"),

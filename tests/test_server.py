@@ -396,7 +396,7 @@ def test_a_short_answer_does_not_wait_for_a_long_one(client, server, monkeypatch
                 ]
             },
             openai.BadRequestError,
-            "reads text only",
+            "nothing is fetched from elsewhere",
         ),
         (
             {"messages": [{"role": "user", "content": "the " * 3000}]},

@@ -311,22 +311,6 @@ def _chunk(call: ToolCall, index: int) -> ToolCallChunk:
 
 
 def _plain(message: BaseMessage) -> list[dict[str, Any]]:
-    """A message in OpenAI's form with its text alone; what is no text is refused."""
+    """A message in OpenAI's form, as the service takes it."""
     converted = convert_to_openai_messages([message], text_format="block")
-    return [{**one, "content": _content(one.get("content"))} for one in converted]
-
-
-def _content(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(_text(block) for block in content or ())
-
-
-def _text(block: Any) -> str:
-    if isinstance(block, str):
-        return block
-    if block.get("type") != "text":
-        raise InputError(
-            f"the ensemble reads text only, got a content block of type {block.get('type')!r}"
-        )
-    return str(block["text"])
+    return [{**one, "content": one.get("content") or ""} for one in converted]

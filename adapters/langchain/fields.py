@@ -19,7 +19,6 @@ from rc_agents.service import (
     GenerationParams,
     GenerationResult,
     GenerationService,
-    load,
 )
 
 LIVE = "live:"
@@ -55,7 +54,7 @@ class Source:
         """Returns the source that the `model` of an adapter names or is."""
         if isinstance(model, (str, Path)):
             return cls(str(model), options)
-        service = GenerationService(model)
+        service = GenerationService(model, options.get("processors"))
         return cls(model.name_or_path or LIVE + "+".join(model.names), options, service)
 
     def get(self) -> GenerationService:
@@ -68,7 +67,7 @@ class Source:
                         "save_pretrained and pass its path"
                     )
                 options = {key: value for key, value in self.options.items() if value is not None}
-                self._service = GenerationService(load(self.name, **options))
+                self._service = GenerationService.of(self.name, **options)
             return self._service
 
 
@@ -82,6 +81,7 @@ class CoupledFields(BaseModel):
         temperature, top_p, top_k, seed, stop, specialists, strength, timeout, logit_bias: as in `GenerationParams`,
             here or in any call.
         device_map, dtype: for loading, as in `rc_agents.couple`.
+        processors: as for `GenerationService`, for pictures and sounds in messages.
         max_retries, api_key: accepted as every LangChain model does; no request leaves this process.
     """
 
@@ -100,6 +100,7 @@ class CoupledFields(BaseModel):
     logit_bias: dict[int, float] | None = None
     device_map: Any = None
     dtype: Any = None
+    processors: Any = Field(default=None, exclude=True, repr=False)
     max_retries: int | None = Field(default=None, exclude=True)
     api_key: Any = Field(default=None, exclude=True, repr=False)
     source: Any = Field(default=None, exclude=True, repr=False)
@@ -121,6 +122,7 @@ class CoupledFields(BaseModel):
         kept = values.get("source")
         options = {key: _written(values.get(key)) for key in ("device_map", "dtype")}
         values |= {key: value for key, value in options.items() if value is not None}
+        options["processors"] = values.get("processors")
         if kept is None or (kept.name, kept.options) != (str(model), options):
             values["source"] = Source.of(model, options)
         values["model"] = values["source"].name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def create_app(
     name: str = "rc",
     api_key: str | None = None,
     limits: Limits | None = None,
+    processors: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> FastAPI:
     """Makes an OpenAI-compatible app over an ensemble.
@@ -43,6 +44,7 @@ def create_app(
         name: what the model is called; `NAME:medical+code` is the same with those specialists alone.
         api_key: what clients have to send as a bearer token; None lets everybody in.
         limits: what is let in.
+        processors: encoder -> its image processor or feature extractor, where none lies beside the encoder.
         options: for loading: `device_map`, `dtype`, `trust_remote_code`.
 
     Raises:
@@ -52,7 +54,7 @@ def create_app(
         raise ConfigError("the API key is empty; leave it out, or set one")
     loaded = model if isinstance(model, CoupledForCausalLM) else load(model, **options)
     chosen, metrics = limits or Limits(), Metrics()
-    serving = Serving(GenerationService(loaded), name, chosen, metrics)
+    serving = Serving(GenerationService(loaded, processors), name, chosen, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -11,7 +11,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from rc_agents.errors import InputError
 from rc_agents.service import Conversation, GenerationResult, ToolCall
 
 from .answers import gather, sent, stream
@@ -54,25 +53,12 @@ def _converse(serving: Serving, body: ChatRequest) -> Conversation:
 
 
 def _message(given: dict[str, Any]) -> dict[str, Any]:
-    """A message whose content is text, also where it came in parts.
-
-    Raises:
-        InputError: a part that is no text.
-    """
+    """A message as the service takes it."""
     content = given.get("content")
     role = "system" if given.get("role") == "developer" else given.get("role")
-    if isinstance(content, list):
-        content = "".join(_text(part) for part in content)
     if content is None and given.get("tool_calls"):
         content = ""
     return {**given, "role": role, "content": content}
-
-
-def _text(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if kind != "text" or not isinstance(part.get("text"), str):
-        raise InputError(f"the ensemble reads text only, got a content part of type {kind!r}")
-    return str(part["text"])
 
 
 def _head(body: ChatRequest, kind: str) -> dict[str, Any]:

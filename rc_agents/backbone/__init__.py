@@ -6,6 +6,7 @@ from .encoders import Encoded, checked, encode, encoder_config, encoder_states, 
 from .identity import fingerprint, held_parts, weights_hash
 from .lens import Lens, StandIn, returns_tuple
 from .loading import first_line, freeze, load, load_tokenizer, locate, share_weights, skeleton
+from .processors import load_processor
 from .taps import ARRIVE, OWNER, tap
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "held_parts",
     "is_encoder",
     "load",
+    "load_processor",
     "load_tokenizer",
     "locate",
     "num_blocks",

@@ -18,6 +18,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from ..backbone import Encoded
 from ..cache import CoupledCache
 from . import own_tokens
 from .parts import Part, rows, widened
@@ -64,7 +65,28 @@ def join(parts: Sequence[Part], configs: Mapping[str, PreTrainedConfig]) -> Coup
     made = CoupledCache(caches)
     made.seen, made.texts = seen, texts
     made.histories = own_tokens.histories(parts, length)
+    made.encoded = _encoded(parts)
     made.ids = torch.cat([_laid(part, length) for part in parts])
+    return made
+
+
+def _encoded(parts: Sequence[Part]) -> dict[str, Encoded]:
+    """What encoders made of what they were shown; no position is real in rows where they were shown nothing."""
+    made = {}
+    for name in sorted({name for part in parts for name in part.cache.encoded}):
+        each = [part.cache.encoded.get(name) for part in parts]
+        pattern = next(one for one in each if one is not None)
+        count = max(one.mask.shape[1] for one in each if one is not None)
+
+        def behind(states: Tensor, count: int = count) -> Tensor:
+            return widened(states.flip(1), count, 1).flip(1)
+
+        states = [
+            rows([None if one is None else one.states[site] for one in each], parts, behind)
+            for site in range(len(pattern.states))
+        ]
+        mask = rows([None if one is None else one.mask for one in each], parts, behind)
+        made[name] = Encoded(states, mask)
     return made
 
 

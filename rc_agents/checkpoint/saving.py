@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 
-from ..errors import CheckpointError, ConfigError
+from .. import backbone
+from ..errors import CheckpointError, ConfigError, InputError
 from ..topology import ANCHOR
 from .card import model_card
 from .files import move, write
@@ -22,6 +23,7 @@ from .identity import fingerprint, state_of
 from .tokenizers import NAMES, drop_others, folders_in, write_tokenizers
 
 if TYPE_CHECKING:
+    from ..assembly import Member
     from ..modeling import CoupledForCausalLM
 
 CONFIG = "config.json"
@@ -170,8 +172,18 @@ def _write_bases(
         place = f"{BASES}/{name}-{fingerprints[name].removeprefix('weights:')[:16]}"
         with ensemble.untapped(name):
             member.model.save_pretrained(str(staging / place))
+        if member.encodes:
+            _keep_processor(member, name, staging / place)
         models[name] = {"base": place}
     return models
+
+
+def _keep_processor(member: Member, name: str, place: Path) -> None:
+    """Saves what makes an encoder's inputs beside it, where it lay beside it before."""
+    try:
+        backbone.load_processor(member.ref, name).save_pretrained(str(place))
+    except InputError:
+        return  # it is given to whoever shows something
 
 
 def _commit(staging: Path, target: Path) -> dict[str, Any]:

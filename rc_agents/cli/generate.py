@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -71,6 +72,12 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="The prompt is a message; answer by the chat template.")
     ] = False,
+    show: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A picture, or a sound (WAV), for the encoder that takes it; repeatable."
+        ),
+    ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it comes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the text and its counts.")] = False,
     device_map: DeviceMap = None,
@@ -80,6 +87,8 @@ def generate(
     """Go on from a text, or answer a message.
 
     For example:
+
+    rc-agents generate seeing "What does the picture show? Answer:" --show picture.png
 
     rc-agents generate package:smollm2-135m "The capital of France is" --max-new-tokens 8
 
@@ -99,9 +108,11 @@ def generate(
     if stream and as_json:
         raise InputError("--stream and --json do not go together")
     prompt = text if text is not None else _read_stdin()
-    asked = [{"role": "user", "content": prompt}] if chat else prompt
+    parts = [_part(one) for one in show or ()]
     with opened(model, anchor, specialist, device_map, dtype, nodes) as ensemble:
         service = GenerationService(ensemble)
+        message = {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
+        asked = service.render([message]) if chat else service.encode(prompt, parts)
         if not stream:
             result = service.generate(asked, params)
             print(json.dumps(asdict(result), ensure_ascii=False) if as_json else result.text)
@@ -110,6 +121,11 @@ def generate(
             for piece in pieces:
                 print(piece, end="", flush=True)
         print()
+
+
+def _part(file: Path) -> dict[str, Any]:
+    kind = "audio" if file.suffix.lower() == ".wav" else "image"
+    return {"type": kind, kind: file}
 
 
 def _model_and_prompt(words: list[str], anchor: str | None) -> tuple[str | None, str | None]:

@@ -21,7 +21,7 @@ from ..execution import LOST
 from ..modeling import CoupledForCausalLM
 from . import running
 from .going import Going
-from .rows import context_limit, fit_together
+from .rows import context_limit, fit_together, shown_alike
 
 Joins = Callable[[int], Sequence[Going]]
 """Asked at first and once a token with the number of rows that run; returns those that join them."""
@@ -109,6 +109,8 @@ class _Joint:
             beside.append(one.row)
             if len(beside) > 1 and not fit_together(self._model, beside):
                 break
+            if not shown_alike([*(other.row for other in fresh), one.row]):
+                break  # it is read by itself
             fresh.append(one)
         return fresh
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..alignment import Chat
@@ -20,11 +20,13 @@ class Prompt:
         token_ids: at least one.
         continues: whether the answer goes on in the middle of a text (then its first space counts), or is a turn.
         chat: how models with templates of their own read it, where it is a chat.
+        sources: what encoders are shown beside it, by name: inputs of one row.
     """
 
     token_ids: tuple[int, ...]
     continues: bool = False
     chat: Chat | None = None
+    sources: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if not self.token_ids:

@@ -137,6 +137,17 @@ def fit_together(model: CoupledForCausalLM, rows: Sequence[Row]) -> bool:
     return shortest is None or all(row.size + row.limit <= shortest[1] for row in rows)
 
 
+def shown_alike(rows: Sequence[Row]) -> bool:
+    """Whether what encoders are shown has one size in all rows that show something, as a picture's has."""
+    sizes: dict[tuple[str, str], torch.Size] = {}
+    each = [one for row in rows for one in row.prompt.sources.items()]
+    return all(
+        sizes.setdefault((name, key), value.shape) == value.shape
+        for name, inputs in each
+        for key, value in inputs.items()
+    )
+
+
 def _asked_for(rows: Sequence[Row]) -> set[str] | None:
     """The specialists that some row asks for; None for all."""
     named = [row.params.specialists for row in rows]
@@ -145,9 +156,11 @@ def _asked_for(rows: Sequence[Row]) -> set[str] | None:
 
 
 def groups(model: CoupledForCausalLM, rows: Sequence[Row]) -> list[list[Row]]:
-    """Returns all rows as one group, or each alone where they do not fit the context side by side."""
+    """Returns all rows as one group, or each alone where they do not fit the context or encoders side by side."""
     if not rows:
         return []
+    if not shown_alike(rows):
+        return [[row] for row in rows]
     shortest = context_limit(model, _asked_for(rows))
     columns = max(row.size for row in rows) + max(row.limit for row in rows)
     if shortest is None or columns <= shortest[1]:

@@ -81,7 +81,7 @@ def advance(
         return None
     ids, mask = _padded(model, [one.tokens for one in rows], width)
     eos = _end_tokens(model)
-    past: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+    past = {"sources": _shown(rows)} if cache is None else {"past_key_values": cache}
     with attributed(model, [one.trace for one in rows], [one.row.params for one in rows]):
         output = model.generate(
             input_ids=ids,
@@ -121,6 +121,7 @@ def score(model: CoupledForCausalLM, row: Row) -> tuple[TokenRecord, ...]:
         specialists=_given([row.params.specialists]),
         strength=_given([row.params.strength]),
         chats=_given([row.prompt.chat]),
+        sources=row.prompt.sources,
     )
     tokens, top = row.prompt.token_ids, row.params.logprobs or 0
     found = [TokenRecord(tokens[0])]
@@ -129,6 +130,13 @@ def score(model: CoupledForCausalLM, row: Row) -> tuple[TokenRecord, ...]:
         logprobs_TV = logits_TV.float().log_softmax(-1)
         found += [record(*pair, top) for pair in zip(wanted, logprobs_TV, strict=True)]
     return tuple(found)
+
+
+def _shown(rows: Sequence[Going]) -> dict[str, list[Any]]:
+    """What each encoder is shown in every row."""
+    each = [one.row.prompt.sources for one in rows]
+    names = dict.fromkeys(name for sources in each for name in sources)
+    return {name: [sources.get(name) for sources in each] for name in names}
 
 
 def _reader(model: CoupledForCausalLM, row: Row, eos: Sequence[int]) -> RowReader:

@@ -8,18 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..alignment.renderings import Message
 from ..errors import InputError
 from ..modeling import CoupledForCausalLM
-from . import conversation as _conversation
 from . import joining as _joining
-from . import prompts as _prompts
 from . import rows as _rows
 from . import running as _running
-from .conversation import Conversation
 from .going import Answer, Calls, Going
 from .loading import load
 from .params import GenerationParams
+from .prompting import Prompting
 from .prompts import Prompt, PromptLike
 from .requests import GenerationResult, Request, entered, result
 from .rows import Row
@@ -30,129 +27,34 @@ Sink = Callable[[int, str], None]
 """Takes a row's number and the text that has settled there."""
 
 
-class GenerationService:
+class GenerationService(Prompting):
     """Generates text with an ensemble; one path for single calls, batches and streams, safe from several threads.
 
     Args:
         model: the ensemble; its anchor needs a tokenizer.
+        processors: encoder -> its image processor or feature extractor, where none lies beside the encoder.
 
     Raises:
-        InputError: no ensemble, or no tokenizer.
+        InputError: no ensemble, no tokenizer, or a processor for what is no encoder.
     """
 
-    def __init__(self, model: CoupledForCausalLM) -> None:
-        if not isinstance(model, CoupledForCausalLM):
-            raise InputError(
-                f"a service needs an ensemble, got {type(model).__name__}; make one with rc_agents.couple(...)"
-            )
-        if model.tokenizer is None:
-            raise InputError(
-                "the anchor has no tokenizer; couple with tokenizers={'anchor': tokenizer}"
-            )
-        self.model = model
-
     @classmethod
-    def of(cls, model: CoupledForCausalLM | str | Path, **options: Any) -> GenerationService:
+    def of(
+        cls,
+        model: CoupledForCausalLM | str | Path,
+        *,
+        processors: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> GenerationService:
         """Returns a service over a live ensemble, or over one that is loaded by its name.
 
         Args:
             model: the ensemble, or what `load` takes.
+            processors: as for the service.
             options: for `load`.
         """
-        return cls(load(model, **options) if isinstance(model, (str, Path)) else model)
-
-    def render(self, messages: Sequence[Message], **template: Any) -> Prompt:
-        """Renders a chat with each model's own template, up to where the assistant's turn begins.
-
-        Args:
-            messages: dicts with a `role` and a `content`, both strings.
-            template: more variables for the templates.
-
-        Raises:
-            InputError: no messages, malformed ones, no template, or messages that the template refuses.
-        """
-        return _prompts.render(self.model, messages, **template)
-
-    def converse(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Any] | None = None,
-        tool_choice: Any = None,
-        parallel_tool_calls: bool = False,
-        response_format: Mapping[str, Any] | None = None,
-        **template: Any,
-    ) -> Conversation:
-        """Plans the answer to a chat that may call tools, or has to have a form.
-
-        The answer's calls are guided, so that they always name a tool that is there and keep to its schema. Needs
-        llguidance (extra `structured`) where there are tools or a form.
-
-        Args:
-            messages: as in `render`, in OpenAI's form also with `tool_calls` and of the role `tool`.
-            tools: in OpenAI's form. A chat template that knows tools shows them; otherwise the system message does.
-            tool_choice: None or "auto", "none", "required", a tool's name, or OpenAI's form of it.
-            parallel_tool_calls: whether one answer may hold several calls.
-            response_format: `{"type": "json_schema", "json_schema": {"schema": ...}}` or `{"type": "json_object"}`;
-                beside tools it is the form of an answer that calls none.
-            template: more variables for the templates.
-
-        Returns:
-            The prompt, the guide for `GenerationParams`, and how to read the answer.
-
-        Raises:
-            InputError: malformed messages, tools, choices or schemas.
-        """
-        return _conversation.converse(
-            self.model,
-            messages,
-            functions=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            response_format=response_format,
-            template=template,
-        )
-
-    def encode(self, text: str) -> Prompt:
-        """Turns plain text into a prompt to go on from.
-
-        Raises:
-            InputError: the text is empty or no string.
-        """
-        return _prompts.encode(self.model.tokenizer, text)
-
-    def prompt(self, prompt: PromptLike) -> Prompt:
-        """Returns any form of prompt in the anchor's tokens."""
-        if isinstance(prompt, Prompt):
-            return prompt
-        return self.encode(prompt) if isinstance(prompt, str) else self.render(prompt)
-
-    def count_tokens(self, prompt: PromptLike) -> int:
-        """Returns how many of the anchor's tokens a text or a rendered chat takes."""
-        return 0 if prompt == "" else len(self.prompt(prompt).token_ids)
-
-    def context_limit(self) -> tuple[str, int] | None:
-        """Returns the model with the shortest context and that context in the anchor's tokens, None without a limit.
-
-        A model with a tokenizer of its own counts in its own tokens; generation ends where it is full.
-        """
-        return _rows.context_limit(self.model)
-
-    def token_bytes(self, token: int) -> bytes:
-        """Returns what one of the anchor's tokens spells; nothing for a special one.
-
-        Raises:
-            TokenError: the anchor's tokenizer is of a kind that does not say.
-        """
-        return self.model.anchor_bytes().pieces[token]
-
-    def default_limit(self) -> int:
-        """Returns the new tokens of an answer for which nothing is asked."""
-        return self.model.generation_config.max_new_tokens or _rows.DEFAULT_MAX_NEW_TOKENS
-
-    def check(self, params: GenerationParams) -> None:
-        """Raises `InputError` where the parameters name a specialist that this ensemble does not have."""
-        _rows.check_choice(self.model, params)
+        found = load(model, **options) if isinstance(model, (str, Path)) else model
+        return cls(found, processors)
 
     def generate(
         self,
@@ -234,8 +136,8 @@ class GenerationService:
     def joining_refusal(self) -> str | None:
         """Returns why rows cannot join others that are being answered; None where they can.
 
-        They can where every model runs in this process, reads the anchor's tokens, and keeps each row's past apart:
-        full and sliding-window attention, convolutions and state spaces.
+        They can where every model runs in this process and keeps each row's past apart: full and sliding-window
+        attention, convolutions and state spaces.
         """
         return _joining.refusal(self.model)
 

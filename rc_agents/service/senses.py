@@ -1,0 +1,81 @@
+"""From pictures and sounds to what an ensemble's encoders take, by each one's own processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import backbone
+from ..errors import InputError, nearest
+from ..modeling import CoupledForCausalLM
+from . import media
+from .media import PICTURE, SOUND, Media
+
+KINDS = {"pixel_values": PICTURE, "input_values": SOUND}
+"""What an encoder takes by the name of its main input."""
+
+
+class Senses:
+    """Shows pictures and sounds to the encoders of an ensemble.
+
+    Args:
+        model: the ensemble.
+        processors: encoder -> its image processor or feature extractor; one that is not given is read from where the
+            encoder was loaded, when it is first needed.
+
+    Raises:
+        InputError: a processor for what is no encoder of this ensemble.
+    """
+
+    def __init__(
+        self, model: CoupledForCausalLM, processors: Mapping[str, Any] | None = None
+    ) -> None:
+        self._model = model
+        self._processors = dict(processors or {})
+        names = model.config.encoder_names
+        for name in self._processors:
+            if name not in names:
+                raise InputError(
+                    f"processors names {name!r}, which is no encoder; {nearest(str(name), names)}"
+                )
+
+    def show(self, found: Sequence[Media]) -> dict[str, Any]:
+        """Returns the inputs of each encoder that takes what was found, one row of it.
+
+        Raises:
+            InputError: nobody takes it, several of a kind, or something that cannot be read.
+        """
+        shown: dict[str, Any] = {}
+        for kind in dict.fromkeys(one.kind for one in found):
+            given = [one.data for one in found if one.kind == kind]
+            takers = [name for name in self._model.config.encoder_names if self._kind(name) == kind]
+            if not takers:
+                raise InputError(
+                    f"no model of this ensemble takes a {kind}; couple an encoder, or send text alone"
+                )
+            if len(given) > 1:
+                raise InputError(
+                    f"an encoder is shown one {kind} a conversation, got {len(given)}; send the last one alone"
+                )
+            shown |= {name: self._inputs(name, kind, given[0]) for name in takers}
+        return shown
+
+    def _kind(self, name: str) -> str | None:
+        return KINDS.get(self._model.models[name].main_input_name)
+
+    def _inputs(self, name: str, kind: str, data: Any) -> Mapping[str, Any]:
+        processor, model = self._processor(name), self._model.models[name]
+        if kind == PICTURE:
+            made = processor(media.picture(data), return_tensors="pt")
+        else:
+            rate = processor.sampling_rate
+            sound = media.samples(data, rate).numpy()
+            made = processor(sound, sampling_rate=rate, return_tensors="pt")
+        accepted = backbone.accepted_arguments(model)
+        inputs = {key: value for key, value in made.items() if key in accepted}
+        return backbone.checked(model, inputs, f"the processor of {name!r}")
+
+    def _processor(self, name: str) -> Any:
+        if name not in self._processors:
+            self._processors[name] = backbone.load_processor(self._model.members[name].ref, name)
+        return self._processors[name]

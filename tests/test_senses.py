@@ -1,0 +1,327 @@
+"""Pictures and sounds in prompts: what the service shows to encoders, and what rows that join others see."""
+
+import base64
+import io
+import wave
+from dataclasses import replace
+
+import numpy
+import openai
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from langchain_core.messages import HumanMessage
+from PIL import Image
+from rc_agents.adapters.langchain import ChatCoupled
+from rc_agents.adapters.server import create_app
+from transformers import Wav2Vec2FeatureExtractor
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+import rc_agents
+from rc_agents.cli import run
+from rc_agents.service import GenerationParams, GenerationService, Request
+from tests.eyes import SIZE, tiny_encoder
+from tests.tiny import tiny
+from tests.tiny_tokenizers import tiny_tokenizer
+
+pytestmark = pytest.mark.tiny
+RATE = 16_000
+GREEDY = GenerationParams(max_new_tokens=10, temperature=0.0, logprobs=0)
+
+
+def image_processor():
+    return ViTImageProcessorPil(size={"height": SIZE, "width": SIZE})
+
+
+def processors():
+    return {"eye": image_processor(), "ear": Wav2Vec2FeatureExtractor(sampling_rate=RATE)}
+
+
+def ensemble(**names):
+    """A tiny language model with a specialist in tokens of its own and encoders whose bridges speak."""
+    names = names or {"eye": "vit", "ear": "wav2vec2"}
+    tokenizers = {"anchor": tiny_tokenizer("prose"), "code": tiny_tokenizer("code")}
+    anchor, code = (tiny("llama", vocab_size=len(one)) for one in tokenizers.values())
+    eyes = {name: tiny_encoder(kind) for name, kind in names.items()}
+    model = rc_agents.couple(
+        anchor,
+        {"code": code, **eyes},
+        tokenizers=tokenizers,
+        topology="unilateral",
+        sites=2,
+        bridge={"start": "default", "gate": "fixed"},
+    )
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def service():
+    return GenerationService(ensemble(), processors())
+
+
+def picture(seed=0, size=(40, 30), kind="PNG"):
+    """A file's bytes."""
+    pixels = numpy.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=numpy.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def sound(count=400, rate=RATE, channels=1, width=2):
+    """A WAV file's bytes."""
+    values = numpy.random.default_rng(count).integers(-9000, 9000, count * channels, dtype="<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(channels)
+        out.setsampwidth(width)
+        out.setframerate(rate)
+        out.writeframes(values.tobytes()[: count * channels * width])
+    return file.getvalue()
+
+
+def url(data):
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def seen(data, text="What is here?"):
+    return {"type": "image_url", "image_url": {"url": url(data)}}, {"type": "text", "text": text}
+
+
+def heard(data, text="x"):
+    part = {"data": base64.b64encode(data).decode(), "format": "wav"}
+    return {"type": "input_audio", "input_audio": part}, {"type": "text", "text": text}
+
+
+def chat(*parts):
+    return [{"role": "user", "content": list(parts)}]
+
+
+def test_a_chat_with_a_picture_is_answered_as_generate_answers_it():
+    asked = service()
+    model = asked.model
+    prompt = asked.render(chat(*seen(picture())))
+    bare = asked.render([{"role": "user", "content": "What is here?"}])
+    assert prompt == bare  # the tokens of the text alone
+    inputs = model.chat_inputs([{"role": "user", "content": "What is here?"}])
+    pixels = image_processor()(Image.open(io.BytesIO(picture())), return_tensors="pt")
+    expected = model.generate(**inputs, **pixels, max_new_tokens=10, do_sample=False)
+    new = expected[0, inputs["input_ids"].shape[1] :]
+    found = asked.generate(prompt, GREEDY)
+    assert [one.token for one in found.tokens] == new.tolist()
+    assert found.text != asked.generate(bare, GREEDY).text
+    again = asked.converse(chat(*seen(picture()))).prompt
+    assert torch.equal(again.sources["eye"]["pixel_values"], pixels["pixel_values"])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_every_form_of_a_picture_is_the_same_picture(kind, tmp_path):
+    asked, data = service(), picture(kind=kind)
+    (tmp_path / "it").write_bytes(data)
+    forms = [data, bytearray(data), tmp_path / "it", Image.open(io.BytesIO(data))]
+    parts = [[{"type": "image", "image": one}] for one in forms]
+    found = [asked.encode("x", one).sources for one in [*parts, [seen(data)[0]]]]
+    assert all([*one] == ["eye"] for one in found)
+    for one in found[1:]:
+        assert torch.equal(one["eye"]["pixel_values"], found[0]["eye"]["pixel_values"])
+
+
+def test_a_sound_of_two_channels_is_their_mean_and_samples_are_taken_as_they_are():
+    asked = service()
+    with wave.open(io.BytesIO(sound(channels=2))) as file:
+        raw = numpy.frombuffer(file.readframes(400), dtype="<i2").reshape(-1, 2)
+    samples = raw.mean(1).astype("float32") / 32768
+    found = asked.encode("x", [heard(sound(channels=2))[0]]).sources["ear"]["input_values"]
+    same = asked.encode("x", [{"type": "audio", "audio": samples}]).sources["ear"]["input_values"]
+    assert found.shape == (1, 400)
+    torch.testing.assert_close(found, same)
+
+
+def mixed(asked):
+    """Prompts with and without pictures and sounds, of which no two sounds are of a length."""
+    return [
+        asked.render(chat(*seen(picture(1)))),
+        asked.encode("The people"),
+        asked.encode("Some of them said", [heard(sound(400))[0], seen(picture(2))[0]]),
+        asked.render(chat(*heard(sound(260), "Where is the river?"))),
+        asked.encode("x", [{"type": "image", "image": picture(3)}]),
+    ]
+
+
+def close(found, alone):
+    for one, other in zip(found, alone, strict=True):
+        assert replace(one, tokens=()) == replace(other, tokens=())
+        for token, expected in zip(one.tokens, other.tokens, strict=True):
+            assert token.token == expected.token
+            assert token.logprob == pytest.approx(expected.logprob, abs=2e-4)
+
+
+def test_a_batch_is_its_rows_one_by_one():
+    asked = service()
+    prompts = mixed(asked)
+    alone = [asked.generate(one, GREEDY) for one in prompts]
+    assert len({one.text for one in alone}) == len(alone)
+    close(asked.batch(prompts, GREEDY), alone)
+    close(asked.batch(prompts[:2] + prompts[4:], GREEDY), alone[:2] + alone[4:])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (3, 2, 4, 1, 0), (1, 4, 3, 0, 2)])
+def test_rows_that_join_see_and_hear_what_they_would_alone(order):
+    asked = service()
+    prompts = [mixed(asked)[place] for place in order]
+    params = [
+        replace(GREEDY, max_new_tokens=6 + 3 * place, specialists=names)
+        for place, names in enumerate([None, ["eye"], None, ["ear", "code"], []])
+    ]
+    alone = [asked.generate(*pair) for pair in zip(prompts, params, strict=True)]
+    found, steps = {}, []
+
+    def joins(running):
+        steps.append(running)
+        due = {1: (0, 1), 3: (2, 3), 6: (4,)}.get(len(steps), ())
+        return [
+            Request(
+                prompt=prompts[place],
+                params=params[place],
+                ended=lambda result, place=place: found.__setitem__(place, result),
+            )
+            for place in due
+        ]
+
+    asked.continuous(joins)
+    close([found[place] for place in range(5)], alone)
+
+
+def test_a_prompts_own_probabilities_know_what_it_shows():
+    asked = service()
+    params = GenerationParams(logprobs=0)
+    shown, bare = (asked.encode("The people", parts) for parts in ([seen(picture())[0]], []))
+    one, other = (asked.score(prompt, params) for prompt in (shown, bare))
+    assert [token.token for token in one] == [token.token for token in other]
+    assert [token.logprob for token in one[1:]] != [token.logprob for token in other[1:]]
+
+
+def test_a_processor_is_found_beside_its_encoder_and_saved_with_it(tmp_path):
+    tiny_encoder("vit").save_pretrained(tmp_path / "eye")
+    image_processor().save_pretrained(tmp_path / "eye")
+    model = rc_agents.couple(
+        tiny("llama", vocab_size=len(tiny_tokenizer("prose"))),
+        {"eye": tmp_path / "eye"},
+        tokenizers={"anchor": tiny_tokenizer("prose")},
+        topology="unilateral",
+        sites=2,
+    )
+    given = GenerationService(model).encode("x", [seen(picture())[0]]).sources
+    model.save_pretrained(tmp_path / "saved", include_bases=True)
+    (tmp_path / "eye").rename(tmp_path / "gone")
+    loaded = GenerationService.of(tmp_path / "saved").encode("x", [seen(picture())[0]]).sources
+    expected = image_processor()(Image.open(io.BytesIO(picture())), return_tensors="pt")
+    for one in (given, loaded):
+        assert torch.equal(one["eye"]["pixel_values"], expected["pixel_values"])
+
+
+def test_the_command_line_shows_files(tmp_path, capsys):
+    model = ensemble(eye="vit")
+    model.save_pretrained(tmp_path / "saved", include_bases=True)
+    (place,) = (tmp_path / "saved" / "bases").glob("eye-*")
+    image_processor().save_pretrained(place)
+    (tmp_path / "it.png").write_bytes(picture())
+    limit = ["--max-new-tokens", "10", "--temperature", "0"]
+    shown = ["--show", str(tmp_path / "it.png")]
+    asked = GenerationService(model, {"eye": image_processor()})
+    for words, prompt in (
+        (limit, asked.encode("Hi")),
+        ([*limit, *shown], asked.encode("Hi", [seen(picture())[0]])),
+        ([*limit, *shown, "--chat"], asked.render(chat(*seen(picture(), "Hi")))),
+    ):
+        assert run(["generate", str(tmp_path / "saved"), "Hi", *words]) == 0
+        assert capsys.readouterr().out == asked.generate(prompt, GREEDY).text + "\n"
+
+
+def wide():
+    """A small file that says it is a huge picture."""
+    file = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([{"type": "video", "video": 1}], "a picture or a sound, got one of type 'video'"),
+        ([3], "got one of type 'int'"),
+        ([{"type": "text", "text": 3}], 'of type "text" needs a string'),
+        ([{"type": "image", "image": "/etc/hostname"}], "needs bytes, a Path or an image"),
+        ([{"type": "audio", "audio": "/etc/hostname"}], "needs bytes, a Path or samples"),
+        ([{"type": "image"}], "needs bytes, a Path or an image"),
+        ([{"type": "image", "image": 3}], "a picture is a file .* got int"),
+        ([{"type": "image", "image": b"GIF"}], "a picture is a file"),
+        ([{"type": "image", "image": picture()[:200]}], "a picture is a file"),
+        ([{"type": "image", "image": picture(kind="TIFF")}], "a picture is a file"),
+        ([{"type": "image", "image": wide()}], "at most 50,000,000 pixels, got 9000 x 9000"),
+        ([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}], "nothing is fetched"),
+        ([{"type": "image_url", "image_url": {"url": "file:///x.png"}}], "nothing is fetched"),
+        ([{"type": "image_url", "image_url": None}], "nothing is fetched"),
+        ([{"type": "image_url", "image_url": "data:image/png;base64,%"}], "holds no base64"),
+        ([seen(picture())[0]] * 2, "one picture a conversation, got 2"),
+        ([{"type": "input_audio", "input_audio": {"data": "", "format": "mp3"}}], "format 'mp3'"),
+        ([{"type": "input_audio", "input_audio": None}], "format None"),
+        ([heard(b"RIFF")[0]], "a sound is a WAV file"),
+        ([heard(sound(rate=8000))[0]], "16000 samples a second here, got 16 and 8000"),
+        ([heard(sound(width=1))[0]], "got 8 and 16000"),
+        ([heard(sound(0))[0]], "a sound has no samples"),
+        ([{"type": "audio", "audio": numpy.zeros((2, 9))}], "one dimension"),
+        ([{"type": "audio", "audio": numpy.zeros(RATE * 601)}], "up to 600 seconds"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_in_one_line(parts, message):
+    with pytest.raises(rc_agents.RCError, match=message) as caught:
+        service().render(chat(*parts))
+    assert "\n" not in str(caught.value)
+
+
+def test_who_takes_a_picture_and_by_what_is_said():
+    with pytest.raises(rc_agents.RCError, match="no model of this ensemble takes a sound"):
+        GenerationService(ensemble(eye="vit")).encode("x", [heard(sound())[0]])
+    with pytest.raises(rc_agents.RCError, match=r"'eye' was passed in loaded.*processors=\{'eye'"):
+        GenerationService(ensemble(eye="vit")).encode("x", [seen(picture())[0]])
+    with pytest.raises(rc_agents.RCError, match="'code', which is no encoder"):
+        GenerationService(ensemble(eye="vit"), {"code": image_processor()})
+
+
+def test_a_server_is_shown_pictures_by_openais_own_sdk(tmp_path):
+    model = ensemble()
+    app = create_app(model, processors=processors())
+    expected = GenerationService(model, processors()).generate(chat(*seen(picture())), GREEDY)
+    with TestClient(app) as http:
+        client = openai.OpenAI(api_key="-", base_url="http://testserver/v1", http_client=http)
+
+        def ask(*parts, **more):
+            found = client.chat.completions.create(
+                model="rc", messages=chat(*parts), max_tokens=10, temperature=0, **more
+            )
+            return found.choices[0].message.content
+
+        assert ask(*seen(picture())) == expected.text
+        assert ask(*seen(picture(1))) != expected.text
+        assert ask(*heard(sound(), "What is here?")) != expected.text
+        with pytest.raises(openai.BadRequestError, match="nothing is fetched from elsewhere"):
+            ask({"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}})
+        with pytest.raises(openai.BadRequestError, match="needs bytes, a Path or an image"):
+            ask({"type": "image", "image": str(tmp_path)})
+
+
+def test_langchain_shows_pictures_in_every_form_that_it_has():
+    model = ensemble()
+    expected = GenerationService(model, processors()).generate(chat(*seen(picture())), GREEDY)
+    asked = ChatCoupled(model=model, processors=processors(), temperature=0, max_tokens=10)
+    raw = base64.b64encode(picture()).decode()
+    forms = [
+        seen(picture())[0],
+        {"type": "image", "base64": raw, "mime_type": "image/png"},
+        {"type": "image", "source_type": "base64", "data": raw, "mime_type": "image/png"},
+    ]
+    for part in forms:
+        message = HumanMessage([part, {"type": "text", "text": "What is here?"}])
+        assert asked.invoke([message]).content == expected.text
+    with pytest.raises(rc_agents.RCError, match="one picture a conversation"):
+        asked.invoke([HumanMessage(forms)])
