@@ -100,7 +100,8 @@ def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a cell's config with the usual value of the fields that its recipe did not have yet."""
     usual = asdict(Recipe(bridge=BridgeConfig()))
     recipe = usual | config["recipe"]
-    recipe["bridge"] = usual["bridge"] | config["recipe"]["bridge"]
+    for part in ("bridge", "train"):
+        recipe[part] = usual[part] | config["recipe"][part]
     plain: dict[str, Any] = json.loads(json.dumps({**config, "recipe": recipe}, default=str))
     return plain
 

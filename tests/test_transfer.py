@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import asdict, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -554,3 +555,26 @@ def test_two_hops_go_by_two_questions():
     assert person in asked[0]
     assert town in asked[1]
     assert told(["Who was it?"]) == [f"{town}; falcon"]
+
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "transfer"
+
+
+def test_records_from_before_a_setting_was_there_are_of_the_same_recipe(tmp_path):
+    """A field that came later has its usual value in older records, and another value tells them apart."""
+    folder = tmp_path / "same_family_any"
+    folder.mkdir()
+    for method in ("coupled", "token_logit_ensemble"):
+        record = json.loads((RESULTS / "same_family_any" / f"{method}-0.json").read_text())
+        train = record["config"]["recipe"]["train"]
+        if method == "coupled":
+            train.pop("pool_learning_rate", None)
+        (folder / f"{method}-0.json").write_text(json.dumps(record))
+    assert "Left out" not in report(tmp_path)
+    train["pool_learning_rate"] = 0.5
+    (folder / "token_logit_ensemble-0.json").write_text(json.dumps(record))
+    assert "Left out, as made with another recipe" in report(tmp_path)
+
+
+def test_the_results_of_record_are_all_in_the_report():
+    assert "Left out" not in report(RESULTS)
