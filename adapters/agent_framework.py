@@ -147,7 +147,7 @@ def _turns(message: Message) -> Iterator[dict[str, Any]]:
         elif one.type == "function_result":
             yield {"role": "tool", "tool_call_id": one.call_id, "content": str(one.result or "")}
         elif one.type not in UNREAD:
-            raise InputError(f"the ensemble reads text only, got a content of type {one.type!r}")
+            raise InputError(f"this adapter takes text only, got a content of type {one.type!r}")
     if texts or calls:
         turn = {"role": str(message.role), "content": "".join(texts)}
         yield {**turn, "tool_calls": calls} if calls else turn

@@ -104,7 +104,7 @@ class EnsembleLLM(CustomLLM):
         for block in (block for one in messages for block in one.blocks):
             if block.block_type not in READ:
                 raise InputError(
-                    f"the ensemble reads text only, got a block of type {block.block_type!r}"
+                    f"this adapter takes text only, got a block of type {block.block_type!r}"
                 )
         turns = [{"role": one.role.value, "content": one.content or ""} for one in messages]
         return self._service.converse(turns).prompt

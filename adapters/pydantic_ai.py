@@ -236,7 +236,7 @@ def _request(part: Any) -> dict[str, Any]:
     if isinstance(part, UserPromptPart):
         contents = [part.content] if isinstance(part.content, str) else list(part.content)
         if not all(isinstance(one, str) for one in contents):
-            raise InputError("the ensemble reads text only, and a prompt holds something else")
+            raise InputError("this adapter takes text only, and a prompt holds something else")
         return {"role": "user", "content": "\n".join(map(str, contents))}
     if isinstance(part, ToolReturnPart):
         text = part.model_response_str()
@@ -244,7 +244,7 @@ def _request(part: Any) -> dict[str, Any]:
     if isinstance(part, RetryPromptPart):
         role = "user" if part.tool_name is None else "tool"
         return {"role": role, "tool_call_id": part.tool_call_id, "content": part.model_response()}
-    raise InputError(f"the ensemble reads text only, got a {type(part).__name__}")
+    raise InputError(f"this adapter takes text only, got a {type(part).__name__}")
 
 
 def _response(message: ModelResponse) -> dict[str, Any]:

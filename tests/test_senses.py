@@ -237,6 +237,13 @@ def test_the_command_line_shows_files(tmp_path, capsys):
         assert capsys.readouterr().out == asked.generate(prompt, GREEDY).text + "\n"
 
 
+def broken():
+    """A WAV file whose first part says that it is longer than the file."""
+    data = bytearray(sound(40))
+    data[17] = 0x14
+    return data
+
+
 def wide():
     """A small file that says it is a huge picture."""
     file = io.BytesIO()
@@ -253,11 +260,14 @@ def wide():
         ([{"type": "image", "image": "/etc/hostname"}], "needs bytes, a Path or an image"),
         ([{"type": "audio", "audio": "/etc/hostname"}], "needs bytes, a Path or samples"),
         ([{"type": "image"}], "needs bytes, a Path or an image"),
-        ([{"type": "image", "image": 3}], "a picture is a file .* got int"),
-        ([{"type": "image", "image": b"GIF"}], "a picture is a file"),
-        ([{"type": "image", "image": picture()[:200]}], "a picture is a file"),
-        ([{"type": "image", "image": picture(kind="TIFF")}], "a picture is a file"),
-        ([{"type": "image", "image": wide()}], "at most 50,000,000 pixels, got 9000 x 9000"),
+        (
+            [{"type": "image", "image": 3}],
+            "a picture is a whole file .* what came .int. cannot be read",
+        ),
+        ([{"type": "image", "image": b"GIF"}], "a picture is a whole file"),
+        ([{"type": "image", "image": picture()[:200]}], "a picture is a whole file"),
+        ([{"type": "image", "image": picture(kind="TIFF")}], "a picture is a whole file"),
+        ([{"type": "image", "image": wide()}], "at most 20,000,000 pixels .* got 9000 x 9000"),
         ([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}], "nothing is fetched"),
         ([{"type": "image_url", "image_url": {"url": "file:///x.png"}}], "nothing is fetched"),
         ([{"type": "image_url", "image_url": None}], "nothing is fetched"),
@@ -270,13 +280,68 @@ def wide():
         ([heard(sound(width=1))[0]], "got 8 and 16000"),
         ([heard(sound(0))[0]], "a sound has no samples"),
         ([{"type": "audio", "audio": numpy.zeros((2, 9))}], "one dimension"),
-        ([{"type": "audio", "audio": numpy.zeros(RATE * 601)}], "up to 600 seconds"),
+        ([{"type": "audio", "audio": numpy.zeros(RATE * 61)}], "up to 60 seconds"),
+        ([{"type": "image", "image": picture(size=(1, 2000))}], "20 times the other, got 1 x 2000"),
+        ([heard(bytes(broken()))[0]], "this one cannot be read"),
+        ([heard(sound(5))[0]], "hears from [0-9]+ samples on, got 5"),
+        ([{"type": "audio", "audio": [[1], [2, 3]]}], "samples are numbers"),
+        ([{"type": "audio", "audio": [10**400]}], "samples are numbers"),
+        ([{"type": "audio", "audio": {"a": 1}}], "samples are numbers"),
+        ([{"type": "audio", "audio": [1e400] * 400}], "finite numbers"),
+        ([{"type": "x" * 5000}], "got one of type 'xxx"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_in_one_line(parts, message):
     with pytest.raises(rc_agents.RCError, match=message) as caught:
         service().render(chat(*parts))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_broken_files_are_read_or_refused(seed):
+    asked, draw = service(), numpy.random.default_rng(seed)
+    for file, part in [(sound(300), heard), *((picture(kind=k), seen) for k in ("PNG", "GIF"))]:
+        refused = 0
+        for _ in range(40):
+            data = bytearray(file)
+            for place in draw.integers(0, min(len(data), 60), 2):
+                data[place] = draw.integers(0, 256)
+            try:
+                asked.encode("x", [part(bytes(data))[0]])
+            except rc_agents.RCError:
+                refused += 1
+        assert refused > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["eye"], "processors is a mapping"),
+        ({"code": image_processor()}, "'code', which is no encoder"),
+        ({"eye": None}, "processor of 'eye' is its image processor, got NoneType"),
+        ({"ear": image_processor()}, "processor of 'ear' is its feature extractor, got ViTImage"),
+        ({"eye": Wav2Vec2FeatureExtractor()}, "is its image processor, got Wav2Vec2Feature"),
+    ],
+)
+def test_what_is_no_processor_is_refused_at_once(given, message):
+    with pytest.raises(rc_agents.RCError, match=message):
+        GenerationService(ensemble(), given)
+
+
+def test_a_processor_that_fails_says_so_in_one_line():
+    def failing(image, return_tensors):
+        raise ValueError("first\nsecond")
+
+    asked = GenerationService(ensemble(), {"eye": failing})
+    with pytest.raises(rc_agents.RCError, match=r"the processor of .eye. failed: first$"):
+        asked.encode("x", [seen(picture())[0]])
+    assert [*asked.blind()] == ["ear"]
+
+
+@pytest.mark.parametrize("parts", [{"type": "image"}, b"x", [{"type": "text", "text": "x"}]])
+def test_what_is_no_list_of_pictures_is_not_dropped(parts):
+    with pytest.raises(rc_agents.RCError, match="parts is a list of pictures and sounds"):
+        service().encode("x", parts)
 
 
 def test_who_takes_a_picture_and_by_what_is_said():

@@ -69,6 +69,8 @@ class Batcher:
         self._closing = False
         why = "at any token" if self.refusal is None else f"by call: {self.refusal}"
         LOG.info("answers join others %s", why)
+        for name, reason in self._service.blind().items():
+            LOG.warning("nothing can be shown to %s: %s", name, reason)
         self._thread = threading.Thread(target=self._work, name="rc_agents-batcher", daemon=True)
         self._thread.start()
 

@@ -255,7 +255,7 @@ class SpanText:
                 self.begin(b, clock.script)
             else:
                 clock.shift(columns)
-                row.columns += columns
+                row.columns = max(0, row.columns + columns) if row.columns else 0
 
     def begin(self, index: int, script: Script | None) -> None:
         """Lets a row begin anew."""

@@ -2,7 +2,15 @@
 
 from .blocks import accepted_arguments, cache_argument, find_blocks, num_blocks, stream_width
 from .checks import check
-from .encoders import Encoded, checked, encode, encoder_config, encoder_states, is_encoder
+from .encoders import (
+    Encoded,
+    checked,
+    encode,
+    encoder_config,
+    encoder_states,
+    is_encoder,
+    shortest_inputs,
+)
 from .identity import fingerprint, held_parts, weights_hash
 from .lens import Lens, StandIn, returns_tuple
 from .loading import first_line, freeze, load, load_tokenizer, locate, share_weights, skeleton
@@ -35,6 +43,7 @@ __all__ = [
     "num_blocks",
     "returns_tuple",
     "share_weights",
+    "shortest_inputs",
     "skeleton",
     "stream_width",
     "tap",

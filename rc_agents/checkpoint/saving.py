@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,9 +182,15 @@ def _write_bases(
 def _keep_processor(member: Member, name: str, place: Path) -> None:
     """Saves what makes an encoder's inputs beside it, where it lay beside it before."""
     try:
-        backbone.load_processor(member.ref, name).save_pretrained(str(place))
-    except InputError:
-        return  # it is given to whoever shows something
+        sound = member.model.main_input_name == "input_values"
+        backbone.load_processor(member.ref, name, sound=sound).save_pretrained(str(place))
+    except InputError as error:
+        base = member.ref.base
+        bare = base is None or (
+            Path(base).is_dir() and not (Path(base) / "preprocessor_config.json").exists()
+        )
+        if not bare:  # it is there, and cannot be read
+            warnings.warn(f"saved without what shows it something: {error}", stacklevel=2)
 
 
 def _commit(staging: Path, target: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mimetypes
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -75,7 +76,9 @@ def generate(
     show: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A picture, or a sound (WAV), for the encoder that takes it; repeatable."
+            exists=True,
+            dir_okay=False,
+            help="A picture, or a sound (WAV), for the encoder that takes it; repeatable.",
         ),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it comes.")] = False,
@@ -124,7 +127,8 @@ def generate(
 
 
 def _part(file: Path) -> dict[str, Any]:
-    kind = "audio" if file.suffix.lower() == ".wav" else "image"
+    hears = (mimetypes.guess_type(file.name)[0] or "").startswith("audio/")
+    kind = "audio" if hears else "image"
     return {"type": kind, kind: file}
 
 

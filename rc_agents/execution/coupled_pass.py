@@ -155,7 +155,9 @@ class CoupledPass:
         mask = torch.ones_like(whole) if self.mask is None else self.mask
         readers = {name: self.ensemble.reader(name) for name in names}
         anchor = self.ensemble.anchor_bytes()
-        return plan(self.memory, readers, anchor, whole.cpu(), mask.cpu(), self.chats)
+        alone = self.output_steered or self.ensemble.mixer.kind != "anchor"
+        present = None if alone or len(self.ensemble.routers) else self.choice.present()
+        return plan(self.memory, readers, anchor, whole.cpu(), mask.cpu(), self.chats, present)
 
     def _check_context(self) -> None:
         """Refuses a text that is longer than one of the models was made for, in its own tokens."""

@@ -85,6 +85,7 @@ def plan(
     input_ids: Tensor,
     attention_mask: Tensor,
     chats: Chats | None = None,
+    present: Mapping[str, Tensor] | None = None,
 ) -> SpanPlan:
     """Tokenizes the text's new part for every reader, and aligns them by bytes.
 
@@ -95,6 +96,7 @@ def plan(
         input_ids: the anchor's whole sequence so far, (B, P + T).
         attention_mask: 1 for its real tokens, (B, P + T).
         chats: how models with their own templates read each row, (B,).
+        present: name -> whether it takes part in each row, (B,); one that can branch reads no others. None for all.
 
     Raises:
         InputError: a chat that does not belong to these tokens or to what the cache holds.
@@ -104,9 +106,14 @@ def plan(
         text = wind(
             memory, name, reader.segments, reader.tree, anchor, input_ids, attention_mask, chats
         )
+        asked = [True] * len(text.rows)
+        if present is not None and text.tree:
+            asked = present[name].tolist()
         followed = [
             row.follow(clock, since, text.tree)
-            for row, clock in zip(text.rows, text.clocks, strict=True)
+            if wanted
+            else (Branch(), [NOTHING] * (clock.num_columns - since))
+            for row, clock, wanted in zip(text.rows, text.clocks, asked, strict=True)
         ]
         branches, speakers = [branch for branch, _ in followed], [who for _, who in followed]
         cached = _roll_back(memory, name, reader, len(text.rows))

@@ -19,10 +19,12 @@ from ..errors import InputError
 PICTURE, SOUND = "picture", "sound"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Of pictures; Pillow knows others, which nobody needs here and whose decoders are less looked at."""
-MOST_PIXELS = 50_000_000
+MOST_PIXELS = 20_000_000
 """Of a picture, as a small file may say that it is a huge one."""
-MOST_SECONDS = 600
-"""Of a sound, for the same reason."""
+MOST_LENGTHS = 20
+"""How often a picture's longer side may hold its shorter one: processors scale the shorter one up."""
+MOST_SECONDS = 60
+"""Of a sound, as encoders compare all of its moments with one another."""
 
 
 class Media(NamedTuple):
@@ -68,7 +70,9 @@ def _part(part: Any) -> str | Media:
         return part
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     if kind not in ("text", "image_url", "input_audio", "image", "audio"):
-        raise InputError(f"a content part is text, a picture or a sound, got one of type {kind!r}")
+        raise InputError(
+            f"a content part is text, a picture or a sound, got one of type {kind!r:.60}; leave it out"
+        )
     value = part.get(kind)
     if kind == "text" and isinstance(value, str):
         return value
@@ -87,11 +91,12 @@ def _part(part: Any) -> str | Media:
 
 
 def _of_url(url: Any) -> bytes:
-    if not isinstance(url, str) or not url.startswith("data:") or ";base64," not in url[:200]:
+    head, _, body = url.partition(",") if isinstance(url, str) else ("", "", "")
+    if not head.lower().startswith("data:") or not head.lower().endswith(";base64"):
         raise InputError(
             f"image_url is a data URL, data:image/png;base64,...; nothing is fetched from elsewhere, got {url!r:.60}"
         )
-    return _of_base64(url.split(";base64,", 1)[1], "image_url")
+    return _of_base64(body, "image_url")
 
 
 def _of_openai(value: Any) -> bytes:
@@ -107,7 +112,20 @@ def _of_base64(text: Any, where: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
-        raise InputError(f"{where} holds no base64: {error}") from error
+        raise InputError(f"{where} holds no base64 (in one line): {error}") from error
+
+
+def pillow() -> Any:
+    """Returns Pillow's `Image`.
+
+    Raises:
+        InputError: Pillow is missing.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError("pictures need Pillow; pip install 'rc-agents[vision]'") from error
+    return Image
 
 
 def picture(data: Any) -> Any:
@@ -116,26 +134,36 @@ def picture(data: Any) -> Any:
     Raises:
         InputError: no picture, of another format than `FORMATS`, too large, or Pillow is missing.
     """
+    image_module = pillow()
+    given = type(data).__name__
     try:
-        from PIL import Image
-    except ImportError as error:
-        raise InputError("pictures need Pillow; pip install 'rc-agents[vision]'") from error
-    if isinstance(data, Image.Image):
-        return data.convert("RGB")
-    try:
-        with Image.open(_file(data), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise InputError(
-                    f"a picture has at most {MOST_PIXELS:,} pixels, got {image.width} x {image.height}"
-                )
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
+        if isinstance(data, image_module.Image):
+            return _rgb(data)
+        with image_module.open(_file(data), formats=FORMATS) as image:
+            return _rgb(image)
+    except InputError:
+        raise
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        image_module.DecompressionBombError,
+    ) as error:
         raise InputError(
-            f"a picture is a file ({', '.join(FORMATS)}), its bytes or an image of Pillow's, got "
-            f"{type(data).__name__}: {error!s:.120}"
+            f"a picture is a whole file ({', '.join(FORMATS)}), its bytes or an image of Pillow's; "
+            f"what came ({given}) cannot be read"
         ) from error
+
+
+def _rgb(image: Any) -> Any:
+    width, height = image.size
+    if width * height > MOST_PIXELS or max(width, height) > MOST_LENGTHS * min(width, height):
+        raise InputError(
+            f"a picture has at most {MOST_PIXELS:,} pixels and a side at most {MOST_LENGTHS} times the other, "
+            f"got {width} x {height}; scale or cut it"
+        )
+    return image.convert("RGB")
 
 
 def samples(data: Any, rate: int) -> Tensor:
@@ -149,10 +177,7 @@ def samples(data: Any, rate: int) -> Tensor:
         InputError: no such sound, one of another rate, or a very long one.
     """
     if not isinstance(data, (bytes, bytearray, Path)):
-        found = torch.as_tensor(data, dtype=torch.float32)
-        if found.dim() != 1:
-            raise InputError(f"a sound's samples have one dimension, got {tuple(found.shape)}")
-        return _bounded(found, rate)
+        return _bounded(_given(data), rate)
     try:
         with wave.open(_file(data)) as sound:
             width, channels, own = (
@@ -161,8 +186,10 @@ def samples(data: Any, rate: int) -> Tensor:
                 sound.getframerate(),
             )
             raw = sound.readframes(min(sound.getnframes(), MOST_SECONDS * own + 1))
-    except (OSError, EOFError, wave.Error) as error:
-        raise InputError(f"a sound is a WAV file: {error}") from error
+    except (OSError, EOFError, RuntimeError, ValueError, wave.Error) as error:
+        raise InputError(
+            f"a sound is a WAV file, and this one cannot be read: {error!s:.80}"
+        ) from error
     if width != 2 or own != rate:
         raise InputError(
             f"a sound has 16 bits a sample and {rate} samples a second here, got {8 * width} and {own}; convert it"
@@ -172,6 +199,20 @@ def samples(data: Any, rate: int) -> Tensor:
         raise InputError("a sound has no samples")
     values = torch.frombuffer(bytearray(raw[: 2 * whole]), dtype=torch.int16)
     return _bounded(values.view(-1, channels).float().mean(1) / 32768, rate)
+
+
+def _given(data: Any) -> Tensor:
+    try:
+        found = torch.as_tensor(data)
+        real = found.dtype != torch.bool and not found.is_complex()
+        found = found.to(torch.float32)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise InputError(f"a sound's samples are numbers, got {data!r:.60}") from error
+    if found.dim() != 1 or not real or not bool(found.isfinite().all()):
+        raise InputError(
+            f"a sound's samples are finite numbers in one dimension, got shape {tuple(found.shape)}"
+        )
+    return found
 
 
 def _bounded(found: Tensor, rate: int) -> Tensor:

@@ -104,8 +104,16 @@ class Prompting:
         Raises:
             InputError: the text is empty or no string, or as in `render`.
         """
-        _, found = _media.split([{"content": parts}])
+        texts, found = _media.split([{"content": parts}])
+        if not isinstance(parts, (list, tuple)) or texts[0]["content"]:
+            raise InputError(
+                f"parts is a list of pictures and sounds, as in a chat's message, got {parts!r:.60}"
+            )
         return self._showing(_prompts.encode(self.model.tokenizer, text), found)
+
+    def blind(self) -> dict[str, str]:
+        """Returns why encoders cannot be shown pictures or sounds, by name; nothing for those that can."""
+        return self._senses.reasons()
 
     def _showing(self, prompt: Prompt, found: Sequence[Media]) -> Prompt:
         return replace(prompt, sources=self._senses.show(found)) if found else prompt

@@ -20,13 +20,14 @@ class Prompt:
         token_ids: at least one.
         continues: whether the answer goes on in the middle of a text (then its first space counts), or is a turn.
         chat: how models with templates of their own read it, where it is a chat.
-        sources: what encoders are shown beside it, by name: inputs of one row.
+        sources: what encoders are shown beside it, by name: inputs of one row. Prompts are equal whose tokens and chat
+            are, whatever they show.
     """
 
     token_ids: tuple[int, ...]
     continues: bool = False
     chat: Chat | None = None
-    sources: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    sources: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.token_ids:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -139,13 +140,14 @@ def fit_together(model: CoupledForCausalLM, rows: Sequence[Row]) -> bool:
 
 def shown_alike(rows: Sequence[Row]) -> bool:
     """Whether what encoders are shown has one size in all rows that show something, as a picture's has."""
-    sizes: dict[tuple[str, str], torch.Size] = {}
+    sizes: dict[tuple[str, str], Any] = {}
     each = [one for row in rows for one in row.prompt.sources.items()]
-    return all(
-        sizes.setdefault((name, key), value.shape) == value.shape
+    found = [
+        ((name, key), value.shape if isinstance(value, torch.Tensor) else value)
         for name, inputs in each
         for key, value in inputs.items()
-    )
+    ]
+    return all(sizes.setdefault(key, size) == size for key, size in found)
 
 
 def _asked_for(rows: Sequence[Row]) -> set[str] | None:

@@ -32,10 +32,10 @@ def run(model: CoupledForCausalLM, rows: Sequence[Row], calls: Sequence[Calls]) 
     """Generates all rows in one call, each with its own callbacks; returns their answers."""
     LOST.set({})
     going = begin(model, rows, calls)
-    advance(model, going)
-    for one in going:
-        if not one.ended:  # but another of its call has filled a model's context
-            advance(model, [one])
+    left = going
+    while left:  # once, but where a row has filled a model's context, which ends the call for all
+        advance(model, left)
+        left = [one for one in left if not one.ended]
     return [one.answer() for one in going]
 
 

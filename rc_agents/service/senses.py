@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,13 +32,18 @@ class Senses:
         self, model: CoupledForCausalLM, processors: Mapping[str, Any] | None = None
     ) -> None:
         self._model = model
+        self._lock = threading.Lock()
+        if not isinstance(processors, Mapping | None):
+            kind = type(processors).__name__
+            raise InputError(f"processors is a mapping from encoders to processors, got {kind}")
         self._processors = dict(processors or {})
         names = model.config.encoder_names
-        for name in self._processors:
+        for name, given in self._processors.items():
             if name not in names:
                 raise InputError(
                     f"processors names {name!r}, which is no encoder; {nearest(str(name), names)}"
                 )
+            self._check(name, given)
 
     def show(self, found: Sequence[Media]) -> dict[str, Any]:
         """Returns the inputs of each encoder that takes what was found, one row of it.
@@ -45,6 +51,22 @@ class Senses:
         Raises:
             InputError: nobody takes it, several of a kind, or something that cannot be read.
         """
+        with self._lock:  # one picture at a time: unpacked they are large
+            return self._shown(found)
+
+    def reasons(self) -> dict[str, str]:
+        """Returns why encoders cannot be shown anything, by name; nothing for those that can."""
+        found = {}
+        for name in self._model.config.encoder_names:
+            try:
+                self._processor(name)
+                if self._kind(name) == PICTURE:
+                    media.pillow()
+            except InputError as error:
+                found[name] = str(error)
+        return found
+
+    def _shown(self, found: Sequence[Media]) -> dict[str, Any]:
         shown: dict[str, Any] = {}
         for kind in dict.fromkeys(one.kind for one in found):
             given = [one.data for one in found if one.kind == kind]
@@ -63,19 +85,39 @@ class Senses:
     def _kind(self, name: str) -> str | None:
         return KINDS.get(self._model.models[name].main_input_name)
 
+    def _check(self, name: str, processor: Any) -> None:
+        hears = isinstance(getattr(processor, "sampling_rate", None), int)
+        if not callable(processor) or hears != (self._kind(name) == SOUND):
+            wanted = "feature extractor" if self._kind(name) == SOUND else "image processor"
+            raise InputError(
+                f"the processor of {name!r} is its {wanted}, got {type(processor).__name__}"
+            )
+
     def _inputs(self, name: str, kind: str, data: Any) -> Mapping[str, Any]:
         processor, model = self._processor(name), self._model.models[name]
+        options: dict[str, Any] = {"return_tensors": "pt"}
         if kind == PICTURE:
-            made = processor(media.picture(data), return_tensors="pt")
+            read = media.picture(data)
         else:
-            rate = processor.sampling_rate
-            sound = media.samples(data, rate).numpy()
-            made = processor(sound, sampling_rate=rate, return_tensors="pt")
+            options["sampling_rate"] = processor.sampling_rate
+            read = media.samples(data, processor.sampling_rate).numpy()
+            least = backbone.shortest_inputs(model)[model.main_input_name].shape[-1]
+            if len(read) < least:
+                raise InputError(f"{name!r} hears from {least} samples on, got {len(read)}")
+        try:
+            made = processor(read, **options)
+        except Exception as error:
+            raise InputError(
+                f"the processor of {name!r} failed: {backbone.first_line(error)!s:.120}"
+            ) from error
         accepted = backbone.accepted_arguments(model)
         inputs = {key: value for key, value in made.items() if key in accepted}
         return backbone.checked(model, inputs, f"the processor of {name!r}")
 
     def _processor(self, name: str) -> Any:
         if name not in self._processors:
-            self._processors[name] = backbone.load_processor(self._model.members[name].ref, name)
+            sound = self._kind(name) == SOUND
+            found = backbone.load_processor(self._model.members[name].ref, name, sound=sound)
+            self._check(name, found)
+            self._processors[name] = found
         return self._processors[name]
