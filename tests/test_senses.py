@@ -164,7 +164,7 @@ def test_a_batch_is_its_rows_one_by_one():
     close(asked.batch(prompts[:2] + prompts[4:], GREEDY), alone[:2] + alone[4:])
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (3, 2, 4, 1, 0), (1, 4, 3, 0, 2)])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (3, 2, 4, 1, 0)])
 def test_rows_that_join_see_and_hear_what_they_would_alone(order):
     asked = service()
     prompts = [mixed(asked)[place] for place in order]
@@ -297,7 +297,7 @@ def test_what_cannot_be_shown_is_refused_in_one_line(parts, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_broken_files_are_read_or_refused(seed):
     asked, draw = service(), numpy.random.default_rng(seed)
     for file, part in [(sound(300), heard), *((picture(kind=k), seen) for k in ("PNG", "GIF"))]:
