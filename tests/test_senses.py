@@ -1,6 +1,7 @@
 """Pictures and sounds in prompts: what the service shows to encoders, and what rows that join others see."""
 
 import base64
+import functools
 import io
 import wave
 from dataclasses import replace
@@ -55,6 +56,7 @@ def ensemble(**names):
     return model
 
 
+@functools.cache
 def service():
     return GenerationService(ensemble(), processors())
 
