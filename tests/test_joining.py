@@ -245,6 +245,18 @@ def test_a_row_that_fills_a_context_in_tokens_of_that_models_own_ends_alone(read
     assert len(reads) <= 3  # who goes on goes on together
 
 
+@pytest.mark.filterwarnings("ignore:generation ends here")
+def test_a_batch_without_a_cache_goes_on_where_one_row_has_filled_a_context():
+    model = coupled.__wrapped__(("llama", "qwen2:code"))
+    model.models["medical"].config.max_position_embeddings = 64
+    model.generation_config.use_cache = False
+    service = GenerationService(model)
+    asked = [params(max_new_tokens=100), params(max_new_tokens=60, specialists=[])]
+    alone = [service.generate(TEXTS[1], one) for one in asked]
+    assert alone[0].completion_tokens < alone[1].completion_tokens == 60
+    same(service.batch([TEXTS[1]] * 2, asked), alone)
+
+
 def test_a_specialist_that_nobody_hears_any_more_begins_anew():
     """It misses tokens of the rows that go on without it, and is there again for the next row that asks for it."""
     service = GenerationService(coupled(("llama", "lfm2", "qwen2")))

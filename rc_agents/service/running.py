@@ -67,11 +67,11 @@ def advance(
     Args:
         rows: that have not ended.
         cache: of the rows' tokens but the last; None where nothing was read yet.
-        pause: asked once a step, with the columns so far; True returns with rows that may go on.
+        pause: asked once a step, with the columns so far; True returns with rows that may go on. None for never.
 
     Returns:
-        The rows' cache where they were paused, as `cache`, or where some have filled a model's context; None where all
-        have ended.
+        The rows' cache, as `cache`, where some go on: they were paused, or another has filled a model's context. None
+        where all have ended, and without `pause`: who goes on is read again.
     """
     width = max(len(one.tokens) for one in rows)
     watch = Watch(model, rows, width, pause)
@@ -102,13 +102,13 @@ def advance(
             stop_strings=None,
             **past,
         )
-    left = [one for one in rows if not one.ended]
-    if watch.paused or (watch.full and left):
-        found = output.past_key_values
-        assert isinstance(found, CoupledCache)
-        return found
-    watch.finish("length")
-    return None
+    if not watch.paused and not watch.full:
+        watch.finish("length")
+    if pause is None or all(one.ended for one in rows):
+        return None
+    found = output.past_key_values
+    assert isinstance(found, CoupledCache)
+    return found
 
 
 @torch.inference_mode()
