@@ -78,7 +78,7 @@ def _encoded(parts: Sequence[Part]) -> dict[str, Encoded]:
         pattern = next(one for one in each if one is not None)
         count = max(one.mask.shape[1] for one in each if one is not None)
 
-        def behind(states: Tensor, count: int = count) -> Tensor:
+        def behind(states: Tensor, place: int, count: int = count) -> Tensor:
             return widened(states.flip(1), count, 1).flip(1)
 
         states = [
@@ -142,4 +142,4 @@ def _columns(held: Sequence[Tensor | None], parts: Sequence[Part], width: int) -
         None if states is None else states[:, :, -min(part.columns, width) :]
         for states, part in zip(held, parts, strict=True)
     ]
-    return rows(cut, parts, lambda states: widened(states, width, 2))
+    return rows(cut, parts, lambda states, place: widened(states, width, 2))

@@ -67,30 +67,16 @@ def cache(name: str, parts: Sequence[Part], text: SpanText) -> Cache:
     ]
     made = copy.copy(next(one for one in caches if one is not None))
     made.layers = [copy.copy(layer) for layer in made.layers]
-    for place, layer in enumerate(made.layers):
+
+    def slots_of(states: Tensor, place: int) -> Tensor:
+        """(R, heads, columns, D) -> (R, heads, K, D); what lies beyond a row's own slots is masked."""
+        return states.take_along_dim(each[place].to(states.device)[:, None, :, None], 2)
+
+    for number, layer in enumerate(made.layers):
         for kind in ("keys", "values") if layer.is_initialized else ():
-            states = [None if one is None else getattr(one.layers[place], kind) for one in caches]
-            setattr(layer, kind, _slots(states, parts, each))
+            states = [None if one is None else getattr(one.layers[number], kind) for one in caches]
+            setattr(layer, kind, rows(states, parts, slots_of))
     return made
-
-
-def _slots(held: Sequence[Tensor | None], parts: Sequence[Part], each: Sequence[Tensor]) -> Tensor:
-    """Takes slots, (R, K), of keys or values, (R, heads, columns, D); what lies beyond a row's own is masked."""
-    taken = [
-        None
-        if states is None
-        else states[part.rows.to(states.device)].take_along_dim(
-            index.to(states.device)[:, None, :, None], 2
-        )
-        for states, part, index in zip(held, parts, each, strict=True)
-    ]
-    pattern = next(states for states in taken if states is not None)
-    return torch.cat(
-        [
-            pattern.new_zeros(len(part.rows), *pattern.shape[1:]) if states is None else states
-            for states, part in zip(taken, parts, strict=True)
-        ]
-    )
 
 
 def histories(parts: Sequence[Part], length: int) -> dict[str, dict[int, Tensor]]:
@@ -105,7 +91,7 @@ def histories(parts: Sequence[Part], length: int) -> dict[str, dict[int, Tensor]
                     for sites, part in zip(each, parts, strict=True)
                 ],
                 parts,
-                lambda states: widened(states, length, 1),
+                lambda states, place: widened(states, length, 1),
             )
             for site in sorted({site for sites in each for site in sites})
         }

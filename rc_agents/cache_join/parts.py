@@ -28,16 +28,24 @@ class Part(NamedTuple):
 def rows(
     held: Sequence[Tensor | None],
     parts: Sequence[Part],
-    fit: Callable[[Tensor], Tensor] = lambda states: states,
+    fit: Callable[[Tensor, int], Tensor] = lambda states, place: states,
 ) -> Tensor:
-    """Joins the parts' rows, (R, ...); zeros where a part holds nothing."""
-    pattern = fit(next(states for states in held if states is not None))
+    """Joins the parts' rows, (R, ...); zeros where a part holds nothing.
+
+    Args:
+        held: of each part, None for nothing.
+        parts: in order.
+        fit: a part's own rows and its place -> the same in the shape that all parts have.
+    """
+    taken = [
+        None if states is None else fit(states[part.rows.to(states.device)], place)
+        for place, (states, part) in enumerate(zip(held, parts, strict=True))
+    ]
+    pattern = next(states for states in taken if states is not None)
     return torch.cat(
         [
-            pattern.new_zeros(len(part.rows), *pattern.shape[1:])
-            if states is None
-            else fit(states[part.rows.to(states.device)])
-            for states, part in zip(held, parts, strict=True)
+            pattern.new_zeros(len(part.rows), *pattern.shape[1:]) if states is None else states
+            for states, part in zip(taken, parts, strict=True)
         ]
     )
 

@@ -115,9 +115,6 @@ class Prompting:
         """Returns why encoders cannot be shown pictures or sounds, by name; nothing for those that can."""
         return self._senses.reasons()
 
-    def _showing(self, prompt: Prompt, found: Sequence[Media]) -> Prompt:
-        return replace(prompt, sources=self._senses.show(found)) if found else prompt
-
     def prompt(self, prompt: PromptLike) -> Prompt:
         """Returns any form of prompt in the anchor's tokens."""
         if isinstance(prompt, Prompt):
@@ -150,3 +147,6 @@ class Prompting:
     def check(self, params: GenerationParams) -> None:
         """Raises `InputError` where the parameters name a specialist that this ensemble does not have."""
         _rows.check_choice(self.model, params)
+
+    def _showing(self, prompt: Prompt, found: Sequence[Media]) -> Prompt:
+        return replace(prompt, sources=self._senses.show(found)) if found else prompt
