@@ -89,11 +89,22 @@ class ModelSize:
         Measured by two passes without numbers, so that it holds for any kind of attention. A cache that stops growing,
         as that of a sliding window does, counts as if it grew.
         """
-        try:
-            short, long = (_cached(self.probe, tokens) for tokens in PROBE)
-        except Exception:  # any model's own code may need numbers to run, which a skeleton has not
-            return None
-        return (long - short) // (PROBE[1] - PROBE[0])
+        kind = f"{self.probe.__class__} {self.probe.dtype} {self.probe.config.to_json_string()}"
+        if kind not in _GROWTH:
+            _GROWTH[kind] = _growth(self.probe)
+        return _GROWTH[kind]
+
+
+_GROWTH: dict[str, int | None] = {}
+"""Bytes a token by kind of model, so that models over one base, and plans after the first, are measured once."""
+
+
+def _growth(skeleton: PreTrainedModel) -> int | None:
+    try:
+        short, long = (_cached(skeleton, tokens) for tokens in PROBE)
+    except Exception:  # any model's own code may need numbers to run, which a skeleton has not
+        return None
+    return (long - short) // (PROBE[1] - PROBE[0])
 
 
 def _cached(skeleton: PreTrainedModel, tokens: int) -> int:
