@@ -40,6 +40,7 @@ IGNORED = ("model", "metadata", "user", "store")
 """Options of the framework that have no meaning here; what is neither these nor ours is refused."""
 UNREAD = ("text_reasoning", "usage")
 """Contents of earlier answers that are not said again."""
+READ = "this adapter takes text, pictures and sounds as data"
 
 
 class EnsembleChatClient(
@@ -48,7 +49,7 @@ class EnsembleChatClient(
     """An ensemble as a chat client of Agent Framework, which calls tools itself; answers run in threads of their own.
 
     Args:
-        model: a live ensemble, or its folder, id or `package:NAME`.
+        model: a live ensemble, a service over one, or its folder, id or `package:NAME`.
         middleware: of the framework.
         options: `max_tokens` and what `GenerationParams` takes, for every call; each call may pass its own.
     """
@@ -57,7 +58,7 @@ class EnsembleChatClient(
 
     def __init__(
         self,
-        model: CoupledForCausalLM | str | Path,
+        model: CoupledForCausalLM | GenerationService | str | Path,
         *,
         middleware: Sequence[Any] | None = None,
         **options: Any,
@@ -136,10 +137,11 @@ def _content(piece: Any) -> Content:
 
 def _turns(message: Message) -> Iterator[dict[str, Any]]:
     """A message in OpenAI's form; each result of a call is one of its own."""
-    texts, calls = [], []
+    parts: list[Any] = []
+    calls = []
     for one in message.contents:
-        if one.type == "text":
-            texts.append(one.text)
+        if one.type in ("text", "data", "uri"):
+            parts.append(_part(one))
         elif one.type == "function_call":
             calls.append(
                 {"id": one.call_id, "function": {"name": one.name, "arguments": one.arguments}}
@@ -147,10 +149,24 @@ def _turns(message: Message) -> Iterator[dict[str, Any]]:
         elif one.type == "function_result":
             yield {"role": "tool", "tool_call_id": one.call_id, "content": str(one.result or "")}
         elif one.type not in UNREAD:
-            raise InputError(f"this adapter takes text only, got a content of type {one.type!r}")
-    if texts or calls:
-        turn = {"role": str(message.role), "content": "".join(texts)}
+            raise InputError(f"{READ}, got a content of type {one.type!r}")
+    if parts or calls:
+        shown = any(isinstance(one, Mapping) for one in parts)
+        turn = {"role": str(message.role), "content": parts if shown else "".join(parts)}
         yield {**turn, "tool_calls": calls} if calls else turn
+
+
+def _part(content: Content) -> str | dict[str, Any]:
+    """Part of a message in OpenAI's form: a text, or what a data URL holds."""
+    if content.type == "text":
+        return content.text or ""
+    kind = (content.media_type or "").partition("/")[0]
+    if kind == "image":
+        return {"type": "image_url", "image_url": {"url": content.uri}}
+    if kind == "audio" and content.type == "data":
+        sound = {"data": (content.uri or "").partition(",")[2], "format": "wav"}
+        return {"type": "input_audio", "input_audio": sound}
+    raise InputError(f"{READ}, got {content.type} of the media type {content.media_type!r}")
 
 
 def _tools(given: Any, choice: Any) -> tuple[list[Any] | None, str | None]:

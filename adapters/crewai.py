@@ -30,7 +30,7 @@ class EnsembleLLM(BaseLLM):
     """An ensemble as a model of CrewAI.
 
     Args:
-        model: a live ensemble, or its folder, id or `package:NAME`.
+        model: a live ensemble, a service over one, or its folder, id or `package:NAME`.
         specialists: who takes part; None for all.
         strength: factor on the bridges, or a dict by specialist.
         tool_choice: where a call has tools: None or "auto", "required", or a tool's name.
@@ -50,7 +50,7 @@ class EnsembleLLM(BaseLLM):
 
     def __init__(
         self,
-        model: CoupledForCausalLM | str | Path,
+        model: CoupledForCausalLM | GenerationService | str | Path,
         *,
         specialists: Sequence[str] | None = None,
         strength: float | Mapping[str, float] | None = None,

@@ -47,7 +47,8 @@ class EnsembleChatGenerator:
     """An ensemble as a chat generator of Haystack.
 
     Args:
-        model: a folder, id or `package:NAME`; a live ensemble too, where the pipeline is not saved.
+        model: a folder, id or `package:NAME`; a live ensemble or a service over one too, where the pipeline is not
+            saved.
         tools: that answers may call: tools, toolsets, or a list of both.
         streaming_callback: takes chunks as they come: text in pieces, then each call whole, then why the answer ended.
         generation_kwargs: `max_tokens`, `tool_choice`, `parallel_tool_calls`, `response_format` (OpenAI's form or a

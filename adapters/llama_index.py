@@ -34,15 +34,15 @@ from rc_agents.service import (
 )
 
 NO_LIMIT = 1 << 20
-READ = ("text", "thinking", "cache")
-"""Kinds of content that are read, or are not said again; all others are refused rather than left out."""
+UNREAD = ("thinking", "cache")
+"""Kinds of content that are not said again."""
 
 
 class EnsembleLLM(CustomLLM):
     """An ensemble as a model of LlamaIndex.
 
     Args:
-        model: a live ensemble, or its folder, id or `package:NAME`.
+        model: a live ensemble, a service over one, or its folder, id or `package:NAME`.
         options: `max_tokens` and what `GenerationParams` takes, for every call; each call may pass its own.
 
     Raises:
@@ -52,7 +52,9 @@ class EnsembleLLM(CustomLLM):
     _service: GenerationService = PrivateAttr()
     _options: Mapping[str, Any] = PrivateAttr()
 
-    def __init__(self, model: CoupledForCausalLM | str | Path, **options: Any) -> None:
+    def __init__(
+        self, model: CoupledForCausalLM | GenerationService | str | Path, **options: Any
+    ) -> None:
         super().__init__()
         self._options = options
         self._params({})  # before any model is loaded
@@ -101,12 +103,7 @@ class EnsembleLLM(CustomLLM):
             yield ChatResponse(message=_says(text), delta=delta, raw=raw)
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
-        for block in (block for one in messages for block in one.blocks):
-            if block.block_type not in READ:
-                raise InputError(
-                    f"this adapter takes text only, got a block of type {block.block_type!r}"
-                )
-        turns = [{"role": one.role.value, "content": one.content or ""} for one in messages]
+        turns = [{"role": one.role.value, "content": _content(one)} for one in messages]
         return self._service.converse(turns).prompt
 
     def _params(self, kwargs: Mapping[str, Any]) -> GenerationParams:
@@ -119,6 +116,27 @@ class EnsembleLLM(CustomLLM):
                 text += delta
                 yield delta, text, None
             yield "", text, _raw(stream.result)
+
+
+def _content(message: ChatMessage) -> str | list[dict[str, Any]]:
+    """A message's text, with the pictures and sounds that its blocks hold."""
+    blocks = [one for one in message.blocks if one.block_type not in UNREAD]
+    if all(one.block_type == "text" for one in blocks):
+        return message.content or ""
+    return [_part(one) for one in blocks]
+
+
+def _part(block: Any) -> dict[str, Any]:
+    if block.block_type == "text":
+        return {"type": "text", "text": block.text}
+    if block.block_type not in ("image", "audio"):
+        raise InputError(
+            f"this adapter takes text, pictures and sounds, got a block of type {block.block_type!r}"
+        )
+    if block.url is not None and not str(block.url).startswith("data:"):
+        raise InputError(f"nothing is fetched: load {block.url!s:.60} and give its bytes or path")
+    read = block.resolve_image() if block.block_type == "image" else block.resolve_audio()
+    return {"type": block.block_type, block.block_type: read.read()}
 
 
 def _says(text: str) -> ChatMessage:

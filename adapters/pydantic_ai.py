@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic_ai.messages import (
+    BinaryContent,
+    ImageUrl,
     ModelMessage,
     ModelRequest,
     ModelResponse,
@@ -59,7 +61,7 @@ class EnsembleModel(Model):
     """An ensemble as a model of pydantic-ai; requests run in a thread of their own.
 
     Args:
-        model: a live ensemble, or its folder, id or `package:NAME`.
+        model: a live ensemble, a service over one, or its folder, id or `package:NAME`.
         specialists: who takes part; None for all.
         strength: factor on the bridges, or a dict by specialist.
         settings: of every request: `max_tokens`, `temperature`, `top_p`, `top_k`, `seed`, `timeout` in seconds,
@@ -72,7 +74,7 @@ class EnsembleModel(Model):
 
     def __init__(
         self,
-        model: CoupledForCausalLM | str | Path,
+        model: CoupledForCausalLM | GenerationService | str | Path,
         *,
         specialists: Sequence[str] | None = None,
         strength: float | Mapping[str, float] | None = None,
@@ -235,16 +237,31 @@ def _request(part: Any) -> dict[str, Any]:
         return {"role": "system", "content": part.content}
     if isinstance(part, UserPromptPart):
         contents = [part.content] if isinstance(part.content, str) else list(part.content)
-        if not all(isinstance(one, str) for one in contents):
-            raise InputError("this adapter takes text only, and a prompt holds something else")
-        return {"role": "user", "content": "\n".join(map(str, contents))}
+        if all(isinstance(one, str) for one in contents):
+            return {"role": "user", "content": "\n".join(map(str, contents))}
+        return {"role": "user", "content": [_part(one) for one in contents]}
     if isinstance(part, ToolReturnPart):
         text = part.model_response_str()
         return {"role": "tool", "tool_call_id": part.tool_call_id, "content": text}
     if isinstance(part, RetryPromptPart):
         role = "user" if part.tool_name is None else "tool"
         return {"role": role, "tool_call_id": part.tool_call_id, "content": part.model_response()}
-    raise InputError(f"this adapter takes text only, got a {type(part).__name__}")
+    raise InputError(f"this adapter takes text, pictures and sounds, got a {type(part).__name__}")
+
+
+def _part(content: Any) -> dict[str, Any]:
+    """Part of a prompt in OpenAI's form."""
+    if isinstance(content, str):
+        return {"type": "text", "text": content}
+    if isinstance(content, BinaryContent) and (content.is_image or content.is_audio):
+        kind = "image" if content.is_image else "audio"
+        return {"type": kind, kind: content.data}
+    if isinstance(content, ImageUrl):
+        return {"type": "image_url", "image_url": {"url": content.url}}
+    raise InputError(
+        f"this adapter takes text, pictures and sounds, got a {type(content).__name__}; give a file's bytes as "
+        "BinaryContent"
+    )
 
 
 def _response(message: ModelResponse) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class EnsembleModel(Model):
     """An ensemble as a model of smolagents.
 
     Args:
-        model: a live ensemble, or its folder, id or `package:NAME`.
+        model: a live ensemble, a service over one, or its folder, id or `package:NAME`.
         specialists: who takes part; None for all.
         strength: factor on the bridges, or a dict by specialist.
         options: `max_tokens`, `temperature`, `top_p`, `top_k`, `seed`, `timeout`, `stop`, `logit_bias` for every call.
@@ -42,7 +42,7 @@ class EnsembleModel(Model):
 
     def __init__(
         self,
-        model: CoupledForCausalLM | str | Path,
+        model: CoupledForCausalLM | GenerationService | str | Path,
         *,
         specialists: Sequence[str] | None = None,
         strength: float | Mapping[str, float] | None = None,
@@ -53,7 +53,7 @@ class EnsembleModel(Model):
         self.chosen = GenerationParams(specialists=specialists, strength=strength)
         self.service = GenerationService.of(model)
         name = self.service.model.name_or_path or "rc_agents"
-        super().__init__(flatten_messages_as_text=True, model_id=name, **options)
+        super().__init__(model_id=name, **options)
 
     @property
     def supports_stop_parameter(self) -> bool:
@@ -98,7 +98,9 @@ class EnsembleModel(Model):
     def _plan(
         self, messages: list[Any], *args: Any, **kwargs: Any
     ) -> tuple[Conversation, GenerationParams]:
-        asked = self._prepare_completion_kwargs(messages, *args, **kwargs)
+        asked = self._prepare_completion_kwargs(
+            messages, *args, convert_images_to_image_urls=True, **kwargs
+        )
         talk = self.service.converse(
             asked.pop("messages"),
             tools=asked.pop("tools", None),

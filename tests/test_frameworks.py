@@ -1,9 +1,12 @@
 """The adapters of agent frameworks, against the installed framework; `make frameworks` installs and runs them all."""
 
 import asyncio
+import base64
 import contextlib
+import functools
 import gc
 import importlib.util
+import io
 import json
 import re
 import runpy
@@ -12,11 +15,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from PIL import Image
 from pydantic import BaseModel
 
 from rc_agents.errors import InputError
 from rc_agents.service import GenerationParams, GenerationService
 from tests.ensembles import talking
+from tests.sensing import ensemble, picture, processors, sound
 from tests.server_running import running
 from tests.stand_ins import run_on_tiny_models
 
@@ -136,8 +141,8 @@ def test_llama_index_llm_completes_chats_and_streams():
     assert llm.complete("The river", max_new_tokens=2).raw["usage"]["completion_tokens"] == 2
     picture = types.ImageBlock(url="http://localhost/a.png")
     source = types.CitableBlock(title="a", source="b", content=[types.TextBlock(text="c")])
-    for block in (picture, source):
-        with pytest.raises(InputError, match="text only"):
+    for block, message in ((picture, "nothing is fetched"), (source, "got a block of type")):
+        with pytest.raises(InputError, match=message):
             llm.chat([types.ChatMessage(role="user", blocks=[block])])
 
 
@@ -304,7 +309,7 @@ def test_agent_framework_client_answers_streams_and_is_cut_by_stop():
         EnsembleChatClient(MODEL, max_token=6)
     picture = af.Content.from_uri("http://localhost/a.png", media_type="image/png")
     asked = [af.Message("user", [picture])]
-    with pytest.raises(InputError, match="text only"):
+    with pytest.raises(InputError, match="nothing is fetched from elsewhere"):
         answer()
 
 
@@ -518,6 +523,136 @@ def test_haystack_generator_answers_an_event_loop():
             llm.run("Where?", streaming_callback=awaited)
     with pytest.raises(InputError, match="response_format"):
         llm.run("Where?", {"response_format": dict})
+
+
+# Pictures and sounds.
+
+
+PICTURE, SOUND, QUESTION = picture(), sound(), "What is here?"
+
+
+@functools.cache
+def senses():
+    return GenerationService(ensemble(), processors())
+
+
+def of_senses(asked, **media):
+    """What a service answers that is asked directly; and that what it is shown matters."""
+    params = GenerationParams(max_new_tokens=6, temperature=0.0)
+    parts = [{"type": kind, kind: data} for kind, data in media.items()]
+    turn = {"role": "user", "content": [*parts, {"type": "text", "text": asked}]}
+    seen, alone = senses().batch(
+        [senses().converse([one]).prompt for one in (turn, {**turn, "content": asked})], params
+    )
+    assert seen.text != alone.text
+    return seen.text
+
+
+def test_smolagents_shows_its_pictures():
+    models = pytest.importorskip("smolagents.models", reason="not installed; run make frameworks")
+    from rc_agents.adapters.smolagents import EnsembleModel
+
+    model = EnsembleModel(senses(), max_tokens=6, temperature=0.0)
+    image = {"type": "image", "image": Image.open(io.BytesIO(PICTURE))}
+    asked = [models.ChatMessage(role="user", content=[image, {"type": "text", "text": QUESTION}])]
+    assert model.generate(asked).content == of_senses(QUESTION, image=PICTURE)
+    with pytest.raises(InputError, match="no model of this ensemble takes a picture"):
+        EnsembleModel(MODEL, max_tokens=6).generate(asked)
+    told_twice = [
+        models.ChatMessage(role="user", content=[{"type": "text", "text": one}])
+        for one in ("One.", "Two.")
+    ]
+    both = senses().converse([{"role": "user", "content": "One.\nTwo."}]).prompt
+    limits = GenerationParams(max_new_tokens=6, temperature=0.0)
+    assert model.generate(told_twice).content == senses().generate(both, limits).text
+
+
+def test_llama_index_shows_pictures_and_sounds(tmp_path):
+    types = pytest.importorskip(
+        "llama_index.core.base.llms.types", reason="not installed; run make frameworks"
+    )
+    from rc_agents.adapters.llama_index import EnsembleLLM
+
+    llm = EnsembleLLM(senses(), max_tokens=6, temperature=0.0)
+    (tmp_path / "it.png").write_bytes(PICTURE)
+    said = types.TextBlock(text=QUESTION)
+    address = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
+    for image in (
+        types.ImageBlock(image=PICTURE),
+        types.ImageBlock(path=tmp_path / "it.png"),
+        types.ImageBlock(url=address),
+    ):
+        turn = [types.ChatMessage(role="user", blocks=[image, said])]
+        assert llm.chat(turn).message.content == of_senses(QUESTION, image=PICTURE)
+    turn = [types.ChatMessage(role="user", blocks=[types.AudioBlock(audio=SOUND), said])]
+    assert llm.chat(turn).message.content == of_senses(QUESTION, audio=SOUND)
+
+
+def test_pydantic_ai_shows_pictures_and_sounds():
+    ai = pytest.importorskip("pydantic_ai", reason="not installed; run make frameworks")
+    from rc_agents.adapters.pydantic_ai import EnsembleModel
+
+    agent = ai.Agent(EnsembleModel(senses(), settings={"max_tokens": 6, "temperature": 0.0}))
+    image = ai.BinaryContent(PICTURE, media_type="image/png")
+    expected = of_senses(QUESTION, image=PICTURE)
+    assert agent.run_sync([image, QUESTION]).output == expected
+    assert agent.run_sync([ai.ImageUrl(image.data_uri), QUESTION]).output == expected
+    noise = ai.BinaryContent(SOUND, media_type="audio/wav")
+    assert agent.run_sync([noise, QUESTION]).output == of_senses(QUESTION, audio=SOUND)
+    for content, message in (
+        (ai.ImageUrl("http://localhost/a.png"), "nothing is fetched"),
+        (ai.AudioUrl("http://localhost/a.wav"), "got a AudioUrl; give a file's bytes"),
+        (ai.BinaryContent(b"%PDF", media_type="application/pdf"), "got a BinaryContent"),
+    ):
+        with pytest.raises(InputError, match=message):
+            agent.run_sync([content, QUESTION])
+
+
+def test_agent_framework_shows_pictures_and_sounds():
+    af = pytest.importorskip("agent_framework", reason="not installed; run make frameworks")
+    from rc_agents.adapters.agent_framework import EnsembleChatClient
+
+    client = EnsembleChatClient(senses(), max_tokens=6, temperature=0.0)
+
+    def answer(content):
+        asked = [af.Message("user", [content, af.Content.from_text(QUESTION)])]
+        return asyncio.run(_got(client.get_response(asked))).text
+
+    image = af.Content.from_data(PICTURE, media_type="image/png")
+    assert answer(image) == of_senses(QUESTION, image=PICTURE)
+    noise = af.Content.from_data(SOUND, media_type="audio/wav")
+    assert answer(noise) == of_senses(QUESTION, audio=SOUND)
+    with pytest.raises(InputError, match=r"got data of the media type 'application/pdf'"):
+        answer(af.Content.from_data(b"%PDF", media_type="application/pdf"))
+
+
+def test_crewai_shows_pictures(crewai):
+    from rc_agents.adapters.crewai import EnsembleLLM
+
+    llm = EnsembleLLM(senses(), max_tokens=6, temperature=0.0)
+    address = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
+    parts = [
+        {"type": "image_url", "image_url": {"url": address}},
+        {"type": "text", "text": QUESTION},
+    ]
+    assert llm.call([{"role": "user", "content": parts}]) == of_senses(QUESTION, image=PICTURE)
+
+
+def test_haystack_shows_pictures():
+    dataclasses = pytest.importorskip(
+        "haystack.dataclasses", reason="not installed; run make frameworks"
+    )
+    from rc_agents.adapters.haystack import EnsembleChatGenerator
+
+    generator = EnsembleChatGenerator(
+        senses(), generation_kwargs={"max_tokens": 6, "temperature": 0.0}
+    )
+    image = dataclasses.ImageContent(base64.b64encode(PICTURE).decode(), mime_type="image/png")
+    turn = dataclasses.ChatMessage.from_user(content_parts=[image, QUESTION])
+    (reply,) = generator.run([turn])["replies"]
+    assert reply.text == of_senses(QUESTION, image=PICTURE)
+    with pytest.raises(InputError, match="this one holds a live ensemble"):
+        generator.to_dict()
 
 
 # Through the server.

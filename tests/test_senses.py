@@ -16,69 +16,22 @@ from PIL import Image
 from rc_agents.adapters.langchain import ChatCoupled
 from rc_agents.adapters.server import create_app
 from transformers import Wav2Vec2FeatureExtractor
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import rc_agents
 from rc_agents.cli import run
 from rc_agents.service import GenerationParams, GenerationService, Request
-from tests.eyes import SIZE, tiny_encoder
+from tests.eyes import tiny_encoder
+from tests.sensing import RATE, ensemble, image_processor, picture, processors, sound
 from tests.tiny import tiny
 from tests.tiny_tokenizers import tiny_tokenizer
 
 pytestmark = pytest.mark.tiny
-RATE = 16_000
 GREEDY = GenerationParams(max_new_tokens=10, temperature=0.0, logprobs=0)
-
-
-def image_processor():
-    return ViTImageProcessorPil(size={"height": SIZE, "width": SIZE})
-
-
-def processors():
-    return {"eye": image_processor(), "ear": Wav2Vec2FeatureExtractor(sampling_rate=RATE)}
-
-
-def ensemble(**names):
-    """A tiny language model with a specialist in tokens of its own and encoders whose bridges speak."""
-    names = names or {"eye": "vit", "ear": "wav2vec2"}
-    tokenizers = {"anchor": tiny_tokenizer("prose"), "code": tiny_tokenizer("code")}
-    anchor, code = (tiny("llama", vocab_size=len(one)) for one in tokenizers.values())
-    eyes = {name: tiny_encoder(kind) for name, kind in names.items()}
-    model = rc_agents.couple(
-        anchor,
-        {"code": code, **eyes},
-        tokenizers=tokenizers,
-        topology="unilateral",
-        sites=2,
-        bridge={"start": "default", "gate": "fixed"},
-    )
-    model.generation_config.eos_token_id = None
-    return model
 
 
 @functools.cache
 def service():
     return GenerationService(ensemble(), processors())
-
-
-def picture(seed=0, size=(40, 30), kind="PNG"):
-    """A file's bytes."""
-    pixels = numpy.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=numpy.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
-
-
-def sound(count=400, rate=RATE, channels=1, width=2):
-    """A WAV file's bytes."""
-    values = numpy.random.default_rng(count).integers(-9000, 9000, count * channels, dtype="<i2")
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(channels)
-        out.setsampwidth(width)
-        out.setframerate(rate)
-        out.writeframes(values.tobytes()[: count * channels * width])
-    return file.getvalue()
 
 
 def url(data):
@@ -355,6 +308,19 @@ def test_who_takes_a_picture_and_by_what_is_said():
         GenerationService(ensemble(eye="vit"), {"code": image_processor()})
 
 
+def test_only_what_can_be_shown_is_told():
+    model = ensemble()
+    assert GenerationService(model).modalities() == ["text"]  # no processor anywhere
+    assert GenerationService(model, {"ear": processors()["ear"]}).modalities() == ["text", "audio"]
+    assert service().modalities(["eye", "code"]) == ["text", "image"]
+
+
+def test_a_service_is_taken_as_it_is():
+    assert GenerationService.of(service()) is service()
+    with pytest.raises(rc_agents.RCError, match="processors come with a service"):
+        GenerationService.of(service(), processors=processors())
+
+
 def test_a_server_is_shown_pictures_by_openais_own_sdk(tmp_path):
     model = ensemble()
     app = create_app(model, processors=processors())
@@ -368,6 +334,10 @@ def test_a_server_is_shown_pictures_by_openais_own_sdk(tmp_path):
             )
             return found.choices[0].message.content
 
+        listed = {one.id: one.input_modalities for one in client.models.list()}
+        assert listed["rc"] == ["text", "image", "audio"]
+        assert listed["rc:eye"] == ["text", "image"]
+        assert listed["rc:none"] == listed["rc:code"] == ["text"]
         assert ask(*seen(picture())) == expected.text
         assert ask(*seen(picture(1))) != expected.text
         assert ask(*heard(sound(), "What is here?")) != expected.text

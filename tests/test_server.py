@@ -542,8 +542,10 @@ def test_a_full_queue_says_when_to_come_back(monkeypatch):
             until(lambda: server.batcher.running == 1)
             others = [pool.submit(ask, api) for _ in range(2)]
             until(lambda: server.batcher.waiting == 2)
-            with pytest.raises(openai.RateLimitError, match="2 answers wait") as caught:
-                ask(api)
+            unread = [{"role": "user", "content": [{"type": "image", "image": 1}]}]
+            for messages in (None, unread):  # what a message shows is not looked at
+                with pytest.raises(openai.RateLimitError, match="2 answers wait") as caught:
+                    ask(api, **({} if messages is None else {"messages": messages}))
             assert int(caught.value.response.headers["retry-after"]) >= 1
             go.set()
             assert all(one.result().choices for one in [one, *others])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from rc_agents.adapters.server import Limits
 
+from rc_agents.service import GenerationService
+from tests.sensing import ensemble, picture, processors
 from tests.server_running import running
 from tests.test_server import MODEL
 
@@ -73,6 +75,28 @@ def test_frozen_and_coupled_answers_stand_side_by_side(browser):
         assert len(ask(browser, "And the town?", 3)) == 1
         log = [one for one in browser.get_log("browser") if one["level"] == "SEVERE"]
         assert log == []
+
+
+def test_a_picture_goes_with_the_last_question(browser, tmp_path):
+    (tmp_path / "it.png").write_bytes(picture())
+    with running(GenerationService(ensemble(), processors())) as server:
+        browser.get(server.url)
+        tokens = browser.find_element("id", "tokens")
+        tokens.clear()
+        tokens.send_keys("6")
+        show = browser.find_element("id", "show")
+        assert show.is_displayed()
+        assert show.get_attribute("accept").endswith("image/bmp,audio/wav")
+        show.send_keys(str(tmp_path / "it.png"))
+        shown = ask(browser, "What is here?", 2)
+        assert len(browser.find_elements("css selector", "img.shown")) == 1
+        browser.find_element("id", "clear").click()
+        assert ask(browser, "What is here?", 2)[1].splitlines()[1:] != shown[1].splitlines()[1:]
+        assert browser.find_elements("css selector", "img.shown") == []
+    with running(MODEL) as server:
+        browser.get(server.url)
+        ask(browser, "Hi", 2)
+        assert not browser.find_element("id", "show").is_displayed()
 
 
 def test_an_error_and_a_missing_key_are_shown(browser):

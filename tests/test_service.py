@@ -38,6 +38,7 @@ TEXTS = ["The people", "Some of them said that the water", "x", "naïve 🙂", "
 
 def coupled(kind="prose", anchor="llama", anchor_kind="prose"):
     """An ensemble whose bridges speak, so that specialists and strength matter."""
+    torch.manual_seed(0)  # of the bridges
     tokenizers = {"anchor": tiny_tokenizer(anchor_kind), "medical": tiny_tokenizer(kind)}
     models = {
         name: tiny(arch, vocab_size=len(tokenizers[name]), seed=seed)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rc_agents import CoupledForCausalLM, __version__
 from rc_agents.errors import ConfigError
-from rc_agents.service import GenerationService, load
+from rc_agents.service import GenerationService
 
 from . import chat, completions, errors
 from .errors import Refused
@@ -29,7 +29,7 @@ OPEN = ("/", "/health")
 
 
 def create_app(
-    model: str | Path | CoupledForCausalLM,
+    model: str | Path | CoupledForCausalLM | GenerationService,
     *,
     name: str = "rc",
     api_key: str | None = None,
@@ -40,7 +40,7 @@ def create_app(
     """Makes an OpenAI-compatible app over an ensemble.
 
     Args:
-        model: a live ensemble, or what `rc_agents.service.load` takes.
+        model: a live ensemble, a service over one, or what `rc_agents.service.load` takes.
         name: what the model is called; `NAME:medical+code` is the same with those specialists alone.
         api_key: what clients have to send as a bearer token; None lets everybody in.
         limits: what is let in.
@@ -52,9 +52,8 @@ def create_app(
     """
     if api_key is not None and not api_key.strip():
         raise ConfigError("the API key is empty; leave it out, or set one")
-    loaded = model if isinstance(model, CoupledForCausalLM) else load(model, **options)
-    chosen, metrics = limits or Limits(), Metrics()
-    serving = Serving(GenerationService(loaded, processors), name, chosen, metrics)
+    service = GenerationService.of(model, processors=processors, **options)
+    serving = Serving(service, name, limits or Limits(), Metrics())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -135,6 +134,7 @@ def _model(serving: Serving, name: str) -> dict[str, Any]:
         "created": serving.started,
         "owned_by": "rc_agents",
         "specialists": serving.service.model.specialists if chosen is None else chosen,
+        "input_modalities": serving.service.modalities(chosen),
     }
 
 

@@ -83,21 +83,7 @@ class Batcher:
             Refused: the queue is full (429, with the time after which to try again), or the server stops (503).
         """
         with self._changed:
-            if not self.alive:
-                raise Refused(503, "the server is stopping", code="stopping")
-            self._waiting = deque(one for one in self._waiting if not one.cancel.is_set())
-            waiting, most = len(self._waiting), self._limits.queue
-            askers = {job.asker for job in jobs}
-            own = sum(one.asker in askers for one in self._waiting)
-            if waiting + len(jobs) > most or own + len(jobs) > most - most // 8:
-                wait = max(1, round(self._pace * (1 + waiting / self._limits.batch)))
-                raise Refused(
-                    429,
-                    f"{waiting} answers wait, {own} of them yours, and the queue holds {most}, {most - most // 8} of "
-                    f"them for one who asks; try again in {wait} s",
-                    code="queue_full",
-                    retry_after=wait,
-                )
+            self._check({job.asker for job in jobs}, len(jobs))
             for job in jobs:
                 job.turn = self._turns.give(
                     job.asker, ((one.asker, one.turn) for one in self._waiting)
@@ -105,6 +91,27 @@ class Batcher:
                 self._waiting.append(job)
             self._waiting = deque(sorted(self._waiting, key=lambda one: one.turn))
             self._changed.notify_all()
+
+    def check(self, asker: str, rows: int = 1) -> None:
+        """Raises as `submit` would, before any work is done for a request that has to wait."""
+        with self._changed:
+            self._check({asker}, rows)
+
+    def _check(self, askers: set[str], rows: int) -> None:
+        if not self.alive:
+            raise Refused(503, "the server is stopping", code="stopping")
+        self._waiting = deque(one for one in self._waiting if not one.cancel.is_set())
+        waiting, most = len(self._waiting), self._limits.queue
+        own = sum(one.asker in askers for one in self._waiting)
+        if waiting + rows > most or own + rows > most - most // 8:
+            wait = max(1, round(self._pace * (1 + waiting / self._limits.batch)))
+            raise Refused(
+                429,
+                f"{waiting} answers wait, {own} of them yours, and the queue holds {most}, {most - most // 8} of "
+                f"them for one who asks; try again in {wait} s",
+                code="queue_full",
+                retry_after=wait,
+            )
 
     def stop(self) -> None:
         """Refuses what is new and what waits; what runs has the grace to end. Returns at once."""

@@ -17,7 +17,7 @@ from .answers import gather, sent, stream
 from .jobs import Job
 from .records import chat_logprobs, contributions
 from .requests import ChatRequest
-from .serving import Serving, host_of, usage
+from .serving import Serving, asker_of, host_of, usage
 
 REASONS = {"timeout": "length"}
 
@@ -29,6 +29,7 @@ def routes(serving: Serving) -> APIRouter:
     @router.post("/v1/chat/completions", tags=["generate"])
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         params = serving.params(body, body.limit, body.top)
+        serving.batcher.check(asker_of(body, host_of(request)), body.n or 1)
         talk = await run_in_threadpool(_converse, serving, body)
         chosen, loop = talk.params(params), asyncio.get_running_loop()
         jobs = await run_in_threadpool(

@@ -120,8 +120,6 @@ class Serving:
     ) -> list[Job]:
         """Returns a request's rows, `n` for each prompt, in order of `index`.
 
-        Who asks is the host that it came from and the request's `user`.
-
         Raises:
             Refused, InputError: a prompt that is too long, or too many rows.
         """
@@ -141,7 +139,7 @@ class Serving:
                 )
         seconds = min(body.timeout or self.limits.seconds, self.limits.seconds)
         deadline = time.monotonic() + seconds
-        asker = f"{host} {body.user or ''}"
+        asker = asker_of(body, host)
         made = []
         for prompt in prompts:
             self.fits(prompt, params)
@@ -156,6 +154,11 @@ class Serving:
             self.service.fits_beside([], (prompt, params))
         except ContextError as error:
             raise Refused(400, str(error), code="context_length_exceeded") from error
+
+
+def asker_of(body: Generation, host: str) -> str:
+    """Returns who asks: the host that a request came from, and its `user`."""
+    return f"{host} {body.user or ''}"
 
 
 def _seeded(params: GenerationParams, place: int) -> GenerationParams:

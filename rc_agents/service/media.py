@@ -17,6 +17,8 @@ from ..alignment.renderings import Message
 from ..errors import InputError
 
 PICTURE, SOUND = "picture", "sound"
+MODALITIES = {PICTURE: "image", SOUND: "audio"}
+"""Their names in the lists of what a model takes, as hubs and routers write them."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Of pictures; Pillow knows others, which nobody needs here and whose decoders are less looked at."""
 MOST_PIXELS = 20_000_000

@@ -115,6 +115,19 @@ class Prompting:
         """Returns why encoders cannot be shown pictures or sounds, by name; nothing for those that can."""
         return self._senses.reasons()
 
+    def modalities(self, specialists: Sequence[str] | None = None) -> list[str]:
+        """Returns what prompts may hold: "text", and "image" or "audio" where an encoder can be shown it.
+
+        Args:
+            specialists: who takes part; None for all.
+        """
+        taken = {
+            kind
+            for name, kind in self._senses.kinds().items()
+            if specialists is None or name in specialists
+        }
+        return ["text", *(said for kind, said in _media.MODALITIES.items() if kind in taken)]
+
     def prompt(self, prompt: PromptLike) -> Prompt:
         """Returns any form of prompt in the anchor's tokens."""
         if isinstance(prompt, Prompt):

@@ -66,6 +66,15 @@ class Senses:
                 found[name] = str(error)
         return found
 
+    def kinds(self) -> dict[str, str]:
+        """Returns what each encoder takes that can be shown something, `PICTURE` or `SOUND`."""
+        blind, found = self.reasons(), {}
+        for name in self._model.config.encoder_names:
+            kind = self._kind(name)
+            if kind is not None and name not in blind:
+                found[name] = kind
+        return found
+
     def _shown(self, found: Sequence[Media]) -> dict[str, Any]:
         shown: dict[str, Any] = {}
         for kind in dict.fromkeys(one.kind for one in found):

@@ -41,7 +41,7 @@ class GenerationService(Prompting):
     @classmethod
     def of(
         cls,
-        model: CoupledForCausalLM | str | Path,
+        model: CoupledForCausalLM | GenerationService | str | Path,
         *,
         processors: Mapping[str, Any] | None = None,
         **options: Any,
@@ -49,10 +49,18 @@ class GenerationService(Prompting):
         """Returns a service over a live ensemble, or over one that is loaded by its name.
 
         Args:
-            model: the ensemble, or what `load` takes.
+            model: the ensemble, or what `load` takes; a service is returned as it is.
             processors: as for the service.
             options: for `load`.
+
+        Raises:
+            InputError: as for the service, or processors for one that has its own.
+            RCError: an ensemble that cannot be loaded.
         """
+        if isinstance(model, GenerationService):
+            if processors is not None:
+                raise InputError("processors come with a service; give them to GenerationService")
+            return model
         found = load(model, **options) if isinstance(model, (str, Path)) else model
         return cls(found, processors)
 
