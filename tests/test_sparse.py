@@ -288,11 +288,12 @@ def test_the_setting_that_skips_most_within_the_cost_is_chosen():
         assert [point.settings for point in found.curve] == tried
         return found
 
-    awake, some, never = choose(math.inf).curve
+    every = choose(math.inf)
+    awake, some, never = every.curve
     assert (awake.skipped, awake.cost) == (0, 0)
     assert 0 < some.skipped < never.skipped
     assert never.repeated == 0 < some.repeated
-    assert choose(math.inf).settings == tried[2]
+    assert every.settings == tried[2]
     cheap = max((p for p in (awake, some, never) if p.cost <= 0), key=lambda p: p.skipped)
     assert choose(0.0).settings == cheap.settings
     assert choose(-1.0).settings is None
