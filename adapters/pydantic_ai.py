@@ -6,6 +6,7 @@ agent = Agent(EnsembleModel("my-ensemble", specialists=["medical"]), output_type
 from __future__ import annotations
 
 import asyncio
+import pkgutil
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pydantic_ai.models
 from pydantic_ai.messages import (
     BinaryContent,
     ImageUrl,
@@ -35,7 +37,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 
 from rc_agents import CoupledForCausalLM
-from rc_agents.errors import InputError
+from rc_agents.errors import InputError, nearest
 from rc_agents.service import (
     Conversation,
     GenerationParams,
@@ -57,6 +59,22 @@ IGNORED = (
 )
 
 
+class EnsembleSettings(ModelSettings, total=False):
+    """What a run may also set, over what the model was made with.
+
+    Attributes:
+        rc_agents_specialists: who takes part.
+        rc_agents_strength: factor on the bridges, or a dict by specialist.
+    """
+
+    rc_agents_specialists: Sequence[str]
+    rc_agents_strength: float | Mapping[str, float]
+
+
+OTHERS = tuple(f"{one.name}_" for one in pkgutil.iter_modules(pydantic_ai.models.__path__))
+"""How settings begin that are for models of other providers, and have no meaning here."""
+
+
 class EnsembleModel(Model):
     """An ensemble as a model of pydantic-ai; requests run in a thread of their own.
 
@@ -66,8 +84,12 @@ class EnsembleModel(Model):
         strength: factor on the bridges, or a dict by specialist.
         settings: of every request: `max_tokens`, `temperature`, `top_p`, `top_k`, `seed`, `timeout` in seconds,
             `stop_sequences`, `logit_bias` by token id, `tool_choice`, `parallel_tool_calls`, and what pydantic-ai sees
-            to itself. Those in `IGNORED` have no meaning here: pydantic-ai warns of `max_retries`, `extra_headers` and
-            `extra_body`, and of the others says nothing, as they are hints that not every model takes.
+            to itself; `EnsembleSettings` has the ensemble's own. Those in `IGNORED` have no meaning here: pydantic-ai
+            warns of `max_retries`, `extra_headers` and `extra_body`, and of the others says nothing, as they are hints
+            that not every model takes.
+
+    Raises:
+        InputError: a setting that nobody knows.
     """
 
     unsupported_settings: ClassVar[frozenset[Any]] = frozenset(IGNORED)
@@ -78,8 +100,9 @@ class EnsembleModel(Model):
         *,
         specialists: Sequence[str] | None = None,
         strength: float | Mapping[str, float] | None = None,
-        settings: ModelSettings | None = None,
+        settings: EnsembleSettings | ModelSettings | None = None,
     ) -> None:
+        _check(settings or {})  # before any model is loaded
         profile = ModelProfile(supports_json_schema_output=True, supports_json_object_output=True)
         super().__init__(settings=settings, profile=profile)
         self.service = GenerationService.of(model)
@@ -132,6 +155,7 @@ class EnsembleModel(Model):
     def _plan(
         self, messages: list[ModelMessage], settings: Any, asked: ModelRequestParameters
     ) -> tuple[Conversation, GenerationParams]:
+        _check(settings)
         choice, tools = _offered(settings, asked)
         form = None
         if asked.output_mode == "native" and asked.output_object is not None:
@@ -148,8 +172,8 @@ class EnsembleModel(Model):
             max_new_tokens=settings.get("max_tokens"),
             stop=settings.get("stop_sequences") or (),
             logit_bias=settings.get("logit_bias"),
-            specialists=self.chosen.specialists,
-            strength=self.chosen.strength,
+            specialists=settings.get("rc_agents_specialists", self.chosen.specialists),
+            strength=settings.get("rc_agents_strength", self.chosen.strength),
             **{name: settings[name] for name in PARAMS if settings.get(name) is not None},
         )
         return talk, talk.params(params)
@@ -226,6 +250,13 @@ class EnsembleStream(StreamedResponse):
     def provider_url(self) -> None:
         """Nothing: it runs in this process."""
         return
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    known = EnsembleSettings.__annotations__
+    for name in settings:
+        if name not in known and not name.startswith(OTHERS):
+            raise InputError(f"{name!r} is no setting; {nearest(name, sorted(known))}")
 
 
 def _usage(result: GenerationResult) -> RequestUsage:

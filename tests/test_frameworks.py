@@ -224,6 +224,13 @@ def test_pydantic_ai_settings_are_honoured_or_named():
         (call,) = answer(offered, tool_choice=wanted, max_tokens=200).parts
         assert isinstance(call, ToolCallPart)
         assert call.tool_name in (["snow"] if wanted != "required" else ["rain", "snow"])
+    assert answer(openai_reasoning_effort="low").text == told()
+    assert answer(rc_agents_specialists=[]).text == told(specialists=[])
+    assert answer(rc_agents_strength=0.0).text == told(specialists=["medical"], strength=0.0)
+    with pytest.raises(InputError, match=r"'max_token' is no setting; .*did you mean 'max_tokens'"):
+        answer(max_token=3)
+    with pytest.raises(InputError, match="'temprature' is no setting"):
+        adapter.EnsembleModel("nowhere", settings={"temprature": 1.0})  # no model is loaded for it
     with pytest.warns(UnsupportedSettingWarning, match="`max_retries` setting is not supported"):
         answer(max_retries=2)
     theirs = {"request_timeout", "first_event_timeout", "framing_announcement", "thinking", "cache"}
