@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import json
 import wave
 from dataclasses import replace
 
@@ -190,6 +191,36 @@ def test_the_command_line_shows_files(tmp_path, capsys):
     ):
         assert run(["generate", str(tmp_path / "saved"), "Hi", *words]) == 0
         assert capsys.readouterr().out == asked.generate(prompt, GREEDY).text + "\n"
+
+
+def test_a_chat_shows_files(tmp_path, capsys, monkeypatch):
+    model = ensemble(eye="vit")
+    model.save_pretrained(tmp_path / "saved", include_bases=True)
+    (place,) = (tmp_path / "saved" / "bases").glob("eye-*")
+    image_processor().save_pretrained(place)
+    for number in (1, 2):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    asked = GenerationService(model, {"eye": image_processor()})
+    turns, expected = [], []
+    for text, part in (("Hi", seen(picture(1))[:1]), ("Ho", seen(picture(2))[:1]), ("Hm", ())):
+        prompt = asked.render([*turns, *chat(*part, {"type": "text", "text": text})])
+        found = asked.generate(prompt, GREEDY).text
+        turns += [{"role": "user", "content": text}, {"role": "assistant", "content": found}]
+        expected.append(found)
+    lines = ["Hi", f"/show {tmp_path / '2.png'}", f"/show {tmp_path / 'none.png'}", "Ho"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*lines, "/show", "Hm", ""])))
+    words = ["chat", str(tmp_path / "saved"), "--show", str(tmp_path / "1.png"), "--json"]
+    assert run([*words, "--max-new-tokens", "10", "--temperature", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["text"] for line in out.splitlines()] == expected
+    assert err.count("error: no such file") == 1
+    assert [line for line in err.splitlines() if line.startswith("shown")] == [
+        f"shown: {tmp_path / '2.png'}",
+        "shown: nothing",
+    ]
+    (tmp_path / "no.wav").write_bytes(sound())
+    assert run([*words[:2], "--show", str(tmp_path / "no.wav")]) != 0
+    assert "no model of this ensemble takes a sound" in capsys.readouterr().err
 
 
 def broken():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +16,7 @@ from rc_agents import RCError
 from rc_agents.errors import InputError, nearest
 from rc_agents.service import GenerationParams, GenerationResult, GenerationService
 
-from .generate import Chosen, MaxNewTokens, Seed, Strength, Temperature, TopK, TopP
+from .generate import Chosen, MaxNewTokens, Seed, Shown, Strength, Temperature, TopK, TopP, part_of
 from .models import (
     MODEL_HELP,
     Anchor,
@@ -29,7 +30,10 @@ from .models import (
     opened,
 )
 
-COMMANDS = "/specialists A,B|all|none, /specialist NAME on|off, /strength X, /compare [MESSAGE], /reset, /quit"
+COMMANDS = (
+    "/specialists A,B|all|none, /specialist NAME on|off, /strength X, /show [FILE], "
+    "/compare [MESSAGE], /reset, /quit"
+)
 
 
 def chat(
@@ -46,6 +50,7 @@ def chat(
     seed: Seed = None,
     specialists: Chosen = None,
     strength: Strength = None,
+    show: Shown = None,
     device_map: DeviceMap = None,
     dtype: DType = None,
     nodes: Nodes = None,
@@ -56,8 +61,9 @@ def chat(
     """Talk to an ensemble.
 
     Each line is a message; Ctrl-C ends an answer, Ctrl-D the chat. Lines that start with a slash are commands:
-    /specialists A,B (or all, none), /specialist NAME on (or off), /strength X, /compare MESSAGE (the frozen anchor's
-    answer beside the ensemble's; without a message the last one's), /reset, /quit.
+    /specialists A,B (or all, none), /specialist NAME on (or off), /strength X, /show FILE (a picture or sound for this
+    and later messages; without a file nothing more), /compare MESSAGE (the frozen anchor's answer beside the
+    ensemble's; without a message the last one's), /reset, /quit.
     """
     params = GenerationParams(
         max_new_tokens=max_new_tokens,
@@ -69,7 +75,9 @@ def chat(
         strength=by_name(strength, number),
     )
     with opened(model, anchor, specialist, device_map, dtype, nodes) as ensemble:
-        talk = Conversation(GenerationService(ensemble), params, system, as_json=as_json)
+        talk = Conversation(
+            GenerationService(ensemble), params, system, show or (), as_json=as_json
+        )
         if sys.stdin.isatty():
             print(f"{', '.join(ensemble.names)}. {COMMANDS}", file=sys.stderr)
         for line in _lines():
@@ -84,10 +92,11 @@ class Conversation:
         service: answers.
         params: of every answer, until a command changes them.
         system: a message in front.
+        show: files for the encoders that take them, with every message until a command changes them.
         as_json: print each answer whole, with its counts, as one line of JSON.
 
     Raises:
-        InputError: the anchor has no chat template, or a choice cannot work.
+        InputError: the anchor has no chat template, a choice cannot work, or no encoder takes a file.
     """
 
     def __init__(
@@ -95,18 +104,21 @@ class Conversation:
         service: GenerationService,
         params: GenerationParams,
         system: str | None,
+        show: Sequence[Path] = (),
         *,
         as_json: bool = False,
     ) -> None:
         self.service, self.params, self.as_json = service, params, as_json
         self._first = [{"role": "system", "content": system}] if system else []
         self.messages = list(self._first)
-        service.render([*self._first, {"role": "user", "content": "Hi"}])
+        self._parts = [part_of(file) for file in show]
+        service.render([*self._first, self._message("Hi")])
         self._commands: dict[str, Callable[[str], None]] = {
             "specialists": self._choose_specialists,
             "specialist": self._switch_specialist,
             "compare": self._compare,
             "strength": self._choose_strength,
+            "show": self._show,
             "reset": self._reset,
         }
 
@@ -123,8 +135,12 @@ class Conversation:
             print(f"error: {error}", file=sys.stderr)
         return True
 
+    def _message(self, text: str) -> dict[str, Any]:
+        """A message with what is shown; those before it have their text alone."""
+        return {"role": "user", "content": [*self._parts, {"type": "text", "text": text}]}
+
     def _answer(self, text: str) -> None:
-        asked = [*self.messages, {"role": "user", "content": text}]
+        asked = self.service.render([*self.messages, self._message(text)])
         with self.service.stream(asked, self.params) as stream:
             try:
                 for piece in stream:
@@ -132,7 +148,10 @@ class Conversation:
             except KeyboardInterrupt:
                 stream.close()
         print(_line(stream.result) if self.as_json else "", flush=True)
-        self.messages = [*asked, {"role": "assistant", "content": stream.result.text}]
+        self.messages += [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": stream.result.text},
+        ]
 
     def _obey(self, name: str, argument: str) -> None:
         if name not in self._commands:
@@ -166,7 +185,7 @@ class Conversation:
             raise InputError("nothing to compare yet; write /compare MESSAGE")
         message = argument or asked[-1]["content"]
         before = self.messages if argument else self.messages[:-2]  # without the last turn
-        prompt = self.service.render([*before, {"role": "user", "content": message}])
+        prompt = self.service.render([*before, self._message(message)])
         for title, params in (
             ("frozen anchor", replace(self.params, specialists=[])),
             ("ensemble", self.params),
@@ -183,6 +202,18 @@ class Conversation:
         value = by_name(argument or "1", number)
         self._set(replace(self.params, strength=value))
         print(f"strength: {argument or 1}", file=sys.stderr)
+
+    def _show(self, argument: str) -> None:
+        before, file = self._parts, Path(argument).expanduser()
+        if argument and not file.is_file():
+            raise InputError(f"no such file: {argument}")
+        self._parts = [part_of(file)] if argument else []
+        try:
+            self.service.render([self._message("Hi")])
+        except RCError:
+            self._parts = before
+            raise
+        print(f"shown: {argument or 'nothing'}", file=sys.stderr)
 
     def _reset(self, argument: str) -> None:
         self.messages = list(self._first)

@@ -49,6 +49,16 @@ Strength = Annotated[
 ]
 
 
+Shown = Annotated[
+    list[Path] | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="A picture, or a sound (WAV), for the encoder that takes it; repeatable.",
+    ),
+]
+
+
 def generate(
     words: Annotated[
         list[str] | None,
@@ -73,14 +83,7 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="The prompt is a message; answer by the chat template.")
     ] = False,
-    show: Annotated[
-        list[Path] | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="A picture, or a sound (WAV), for the encoder that takes it; repeatable.",
-        ),
-    ] = None,
+    show: Shown = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it comes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the text and its counts.")] = False,
     device_map: DeviceMap = None,
@@ -111,7 +114,7 @@ def generate(
     if stream and as_json:
         raise InputError("--stream and --json do not go together")
     prompt = text if text is not None else _read_stdin()
-    parts = [_part(one) for one in show or ()]
+    parts = [part_of(one) for one in show or ()]
     with opened(model, anchor, specialist, device_map, dtype, nodes) as ensemble:
         service = GenerationService(ensemble)
         message = {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
@@ -126,7 +129,8 @@ def generate(
         print()
 
 
-def _part(file: Path) -> dict[str, Any]:
+def part_of(file: Path) -> dict[str, Any]:
+    """Returns the part of a message that shows a file: a sound by its name's end, or a picture."""
     hears = (mimetypes.guess_type(file.name)[0] or "").startswith("audio/")
     kind = "audio" if hears else "image"
     return {"type": kind, kind: file}
