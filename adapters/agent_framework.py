@@ -142,18 +142,27 @@ def _turns(message: Message) -> Iterator[dict[str, Any]]:
     for one in message.contents:
         if one.type in ("text", "data", "uri"):
             parts.append(_part(one))
+            if len(parts) > 1 and all(isinstance(part, str) for part in parts[-2:]):
+                parts[-2:] = ["".join(parts[-2:])]  # pieces of one text
         elif one.type == "function_call":
             calls.append(
                 {"id": one.call_id, "function": {"name": one.name, "arguments": one.arguments}}
             )
         elif one.type == "function_result":
-            yield {"role": "tool", "tool_call_id": one.call_id, "content": str(one.result or "")}
+            yield {"role": "tool", "tool_call_id": one.call_id, "content": _told(one)}
         elif one.type not in UNREAD:
             raise InputError(f"{READ}, got a content of type {one.type!r}")
     if parts or calls:
         shown = any(isinstance(one, Mapping) for one in parts)
         turn = {"role": str(message.role), "content": parts if shown else "".join(parts)}
         yield {**turn, "tool_calls": calls} if calls else turn
+
+
+def _told(result: Content) -> str | list[Any]:
+    """What a call gave: its text, with the pictures and sounds beside it."""
+    items = [one for one in result.items or () if one.type != "text"]
+    text = str(result.result or "")
+    return [text, *map(_part, items)] if items else text
 
 
 def _part(content: Content) -> str | dict[str, Any]:
@@ -166,7 +175,9 @@ def _part(content: Content) -> str | dict[str, Any]:
     if kind == "audio" and content.type == "data":
         sound = {"data": (content.uri or "").partition(",")[2], "format": "wav"}
         return {"type": "input_audio", "input_audio": sound}
-    raise InputError(f"{READ}, got {content.type} of the media type {content.media_type!r}")
+    raise InputError(
+        f"{READ}, got {content.type} of the media type {content.media_type!r}; give a file's bytes by Content.from_data"
+    )
 
 
 def _tools(given: Any, choice: Any) -> tuple[list[Any] | None, str | None]:

@@ -137,6 +137,11 @@ class EnsembleLLM(BaseLLM):
         if response_model is not None:
             schema = {"schema": response_model.model_json_schema(), "strict": True}
             form = {"type": "json_schema", "json_schema": schema}
+        if any(one.get("files") for one in turns):
+            raise InputError(
+                "an ensemble reads no input files of CrewAI's; show a picture as a part of a message's content, "
+                '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}'
+            )
         choice = self._tool_choice if tools else None
         return self._service.converse(turns, tools=tools, tool_choice=choice, response_format=form)
 

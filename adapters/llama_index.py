@@ -133,10 +133,18 @@ def _part(block: Any) -> dict[str, Any]:
         raise InputError(
             f"this adapter takes text, pictures and sounds, got a block of type {block.block_type!r}"
         )
-    if block.url is not None and not str(block.url).startswith("data:"):
-        raise InputError(f"nothing is fetched: load {block.url!s:.60} and give its bytes or path")
-    read = block.resolve_image() if block.block_type == "image" else block.resolve_audio()
-    return {"type": block.block_type, block.block_type: read.read()}
+    kind, url = block.block_type, None if block.url is None else str(block.url)
+    held = block.image if kind == "image" else block.audio
+    if held is None and block.path is not None:
+        return {"type": kind, kind: Path(block.path)}
+    if held is None and kind == "image" and url is not None and url.startswith("data:"):
+        return {"type": "image_url", "image_url": {"url": url}}
+    if held is None:
+        raise InputError(
+            f"nothing is fetched, so a block of type {kind!r} holds bytes or a path, got the url {url!r:.60}"
+        )
+    read = block.resolve_image() if kind == "image" else block.resolve_audio()
+    return {"type": kind, kind: read.read()}
 
 
 def _says(text: str) -> ChatMessage:

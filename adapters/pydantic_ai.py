@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import pydantic_ai.models
 from pydantic_ai.messages import (
     BinaryContent,
+    CachePoint,
     ImageUrl,
     ModelMessage,
     ModelRequest,
@@ -25,6 +26,7 @@ from pydantic_ai.messages import (
     ModelResponseStreamEvent,
     RetryPromptPart,
     SystemPromptPart,
+    TextContent,
     TextPart,
     ToolCallPart,
     ToolReturnPart,
@@ -59,7 +61,7 @@ IGNORED = (
 )
 
 
-class EnsembleSettings(ModelSettings, total=False):
+class EnsembleSettings(ModelSettings, total=False):  # type: ignore[call-arg, unused-ignore]
     """What a run may also set, over what the model was made with.
 
     Attributes:
@@ -71,7 +73,21 @@ class EnsembleSettings(ModelSettings, total=False):
     rc_agents_strength: float | Mapping[str, float]
 
 
-OTHERS = tuple(f"{one.name}_" for one in pkgutil.iter_modules(pydantic_ai.models.__path__))
+NEUTRAL = (
+    "batch",
+    "concurrency",
+    "decision",
+    "fallback",
+    "function",
+    "instrumented",
+    "test",
+    "wrapper",
+)
+OTHERS = tuple(
+    f"{one.name}_"
+    for one in pkgutil.iter_modules(pydantic_ai.models.__path__)
+    if one.name not in NEUTRAL and not one.name.startswith("_")
+)
 """How settings begin that are for models of other providers, and have no meaning here."""
 
 
@@ -267,12 +283,19 @@ def _request(part: Any) -> dict[str, Any]:
     if isinstance(part, SystemPromptPart):
         return {"role": "system", "content": part.content}
     if isinstance(part, UserPromptPart):
-        contents = [part.content] if isinstance(part.content, str) else list(part.content)
+        given = [part.content] if isinstance(part.content, str) else part.content
+        contents = [
+            one.content if isinstance(one, TextContent) else one
+            for one in given
+            if not isinstance(one, CachePoint)
+        ]
         if all(isinstance(one, str) for one in contents):
             return {"role": "user", "content": "\n".join(map(str, contents))}
         return {"role": "user", "content": [_part(one) for one in contents]}
     if isinstance(part, ToolReturnPart):
-        text = part.model_response_str()
+        text: Any = part.model_response_str()
+        if part.files:
+            text = [{"type": "text", "text": text}, *map(_part, part.files)]
         return {"role": "tool", "tool_call_id": part.tool_call_id, "content": text}
     if isinstance(part, RetryPromptPart):
         role = "user" if part.tool_name is None else "tool"
@@ -289,9 +312,9 @@ def _part(content: Any) -> dict[str, Any]:
         return {"type": kind, kind: content.data}
     if isinstance(content, ImageUrl):
         return {"type": "image_url", "image_url": {"url": content.url}}
+    hint = "; give its bytes as BinaryContent" if hasattr(content, "url") else ""
     raise InputError(
-        f"this adapter takes text, pictures and sounds, got a {type(content).__name__}; give a file's bytes as "
-        "BinaryContent"
+        f"this adapter takes text, pictures and sounds, got a {type(content).__name__}{hint}"
     )
 
 

@@ -98,9 +98,8 @@ class EnsembleModel(Model):
     def _plan(
         self, messages: list[Any], *args: Any, **kwargs: Any
     ) -> tuple[Conversation, GenerationParams]:
-        asked = self._prepare_completion_kwargs(
-            messages, *args, convert_images_to_image_urls=True, **kwargs
-        )
+        kwargs["convert_images_to_image_urls"] = True
+        asked = self._prepare_completion_kwargs(messages, *args, **kwargs)
         talk = self.service.converse(
             asked.pop("messages"),
             tools=asked.pop("tools", None),

@@ -565,6 +565,9 @@ def test_smolagents_shows_its_pictures():
     assert model.generate(asked).content == of_senses(QUESTION, image=PICTURE)
     with pytest.raises(InputError, match="no model of this ensemble takes a picture"):
         EnsembleModel(MODEL, max_tokens=6).generate(asked)
+    apart = [{"type": "text", "text": "One."}, image, {"type": "text", "text": QUESTION}]
+    answered = model.generate([models.ChatMessage(role="user", content=apart)]).content
+    assert answered == of_senses(f"One.{QUESTION}", image=PICTURE)
     told_twice = [
         models.ChatMessage(role="user", content=[{"type": "text", "text": one}])
         for one in ("One.", "Two.")
@@ -591,6 +594,18 @@ def test_llama_index_shows_pictures_and_sounds(tmp_path):
     ):
         turn = [types.ChatMessage(role="user", blocks=[image, said])]
         assert llm.chat(turn).message.content == of_senses(QUESTION, image=PICTURE)
+    parted = [types.TextBlock(text="One."), types.ImageBlock(image=PICTURE), said]
+    answered = llm.chat([types.ChatMessage(role="user", blocks=parted)]).message.content
+    assert answered == of_senses(f"One.{QUESTION}", image=PICTURE)
+    for wrong in (
+        types.ImageBlock(url="data:image/png;base64,@@@"),
+        types.ImageBlock(url="data:image/png"),
+        types.ImageBlock(),
+        types.AudioBlock(url="http://localhost/a.wav"),
+        types.ImageBlock(path=tmp_path / "it.png").model_copy(update={"path": tmp_path / "no"}),
+    ):
+        with pytest.raises(InputError):
+            llm.chat([types.ChatMessage(role="user", blocks=[wrong])])
     turn = [types.ChatMessage(role="user", blocks=[types.AudioBlock(audio=SOUND), said])]
     assert llm.chat(turn).message.content == of_senses(QUESTION, audio=SOUND)
 
@@ -604,15 +619,76 @@ def test_pydantic_ai_shows_pictures_and_sounds():
     expected = of_senses(QUESTION, image=PICTURE)
     assert agent.run_sync([image, QUESTION]).output == expected
     assert agent.run_sync([ai.ImageUrl(image.data_uri), QUESTION]).output == expected
+    said = ai.messages.TextContent("What is")
+    asked = [said, image, ai.CachePoint(), "here?"]
+    assert agent.run_sync(asked).output == of_senses("What ishere?", image=PICTURE)
     noise = ai.BinaryContent(SOUND, media_type="audio/wav")
     assert agent.run_sync([noise, QUESTION]).output == of_senses(QUESTION, audio=SOUND)
     for content, message in (
         (ai.ImageUrl("http://localhost/a.png"), "nothing is fetched"),
-        (ai.AudioUrl("http://localhost/a.wav"), "got a AudioUrl; give a file's bytes"),
+        (ai.AudioUrl("http://localhost/a.wav"), "got a AudioUrl; give its bytes"),
         (ai.BinaryContent(b"%PDF", media_type="application/pdf"), "got a BinaryContent"),
     ):
         with pytest.raises(InputError, match=message):
             agent.run_sync([content, QUESTION])
+
+
+def of_a_call(image):
+    """The answer to a call's result, with a picture in it or without."""
+    call = {"id": "c1", "function": {"name": "look", "arguments": "{}"}}
+    result = [
+        {"type": "text", "text": "see"},
+        *([{"type": "image", "image": image}] if image else ()),
+    ]
+    talk = senses().converse(
+        [
+            {"role": "user", "content": QUESTION},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": result},
+        ]
+    )
+    return senses().generate(talk.prompt, GenerationParams(max_new_tokens=6, temperature=0.0)).text
+
+
+def test_what_a_tool_of_pydantic_ai_shows_is_seen():
+    ai = pytest.importorskip("pydantic_ai", reason="not installed; run make frameworks")
+    from pydantic_ai import messages
+    from pydantic_ai.models import ModelRequestParameters
+    from rc_agents.adapters.pydantic_ai import EnsembleModel
+
+    model = EnsembleModel(senses(), settings={"max_tokens": 6, "temperature": 0.0})
+    image = ai.BinaryContent(PICTURE, media_type="image/png")
+    history = [
+        messages.ModelRequest.user_text_prompt(QUESTION),
+        messages.ModelResponse([messages.ToolCallPart("look", "{}", "c1")]),
+    ]
+
+    def answer(content):
+        told = messages.ModelRequest([messages.ToolReturnPart("look", content, "c1")])
+        asked = ModelRequestParameters()
+        return asyncio.run(model.request([*history, told], None, asked)).parts[0].content
+
+    assert answer(["see", image]) == of_a_call(PICTURE) != of_a_call(None)
+    assert answer("see") == of_a_call(None)
+
+
+def test_what_a_tool_of_agent_framework_shows_is_seen():
+    af = pytest.importorskip("agent_framework", reason="not installed; run make frameworks")
+    from rc_agents.adapters.agent_framework import EnsembleChatClient
+
+    client = EnsembleChatClient(senses(), max_tokens=6, temperature=0.0)
+    image = af.Content.from_data(PICTURE, media_type="image/png")
+
+    def answer(*contents):
+        asked = [
+            af.Message("user", [af.Content.from_text(QUESTION)]),
+            af.Message("assistant", [af.Content.from_function_call("c1", "look", arguments="{}")]),
+            af.Message("tool", [af.Content.from_function_result("c1", result=[*contents])]),
+        ]
+        return asyncio.run(_got(client.get_response(asked))).text
+
+    assert answer(af.Content.from_text("see"), image) == of_a_call(PICTURE) != of_a_call(None)
+    assert answer(af.Content.from_text("see")) == of_a_call(None)
 
 
 def test_agent_framework_shows_pictures_and_sounds():
@@ -643,6 +719,8 @@ def test_crewai_shows_pictures(crewai):
         {"type": "text", "text": QUESTION},
     ]
     assert llm.call([{"role": "user", "content": parts}]) == of_senses(QUESTION, image=PICTURE)
+    with pytest.raises(InputError, match="no input files of CrewAI's"):
+        llm.call([{"role": "user", "content": QUESTION, "files": {"it": PICTURE}}])
 
 
 def test_haystack_shows_pictures():

@@ -207,13 +207,16 @@ def test_a_chat_shows_files(tmp_path, capsys, monkeypatch):
         found = asked.generate(prompt, GREEDY).text
         turns += [{"role": "user", "content": text}, {"role": "assistant", "content": found}]
         expected.append(found)
-    lines = ["Hi", f"/show {tmp_path / '2.png'}", f"/show {tmp_path / 'none.png'}", "Ho"]
+    wrong = [
+        f"/show {one}" for one in (tmp_path, tmp_path / "none.png", "~nobody-here/x", "x" * 300)
+    ]
+    lines = ["Hi", f"/show {tmp_path / '2.png'}", *wrong, "Ho"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*lines, "/show", "Hm", ""])))
     words = ["chat", str(tmp_path / "saved"), "--show", str(tmp_path / "1.png"), "--json"]
     assert run([*words, "--max-new-tokens", "10", "--temperature", "0"]) == 0
     out, err = capsys.readouterr()
     assert [json.loads(line)["text"] for line in out.splitlines()] == expected
-    assert err.count("error: no such file") == 1
+    assert err.count("error: ") == err.count(" is no file") == 4
     assert [line for line in err.splitlines() if line.startswith("shown")] == [
         f"shown: {tmp_path / '2.png'}",
         "shown: nothing",
@@ -348,6 +351,9 @@ def test_only_what_can_be_shown_is_told():
 
 def test_a_service_is_taken_as_it_is():
     assert GenerationService.of(service()) is service()
+    for held in (service(), service().model):
+        with pytest.raises(rc_agents.RCError, match="'dtype' is for loading"):
+            GenerationService.of(held, dtype="float16")
     with pytest.raises(rc_agents.RCError, match="processors come with a service"):
         GenerationService.of(service(), processors=processors())
 

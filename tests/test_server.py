@@ -15,6 +15,7 @@ import torch
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 from rc_agents.adapters.server import Limits, create_app
+from rc_agents.adapters.server.errors import Refused
 from rc_agents.adapters.server.turns import Turns
 
 import rc_agents
@@ -531,6 +532,18 @@ def test_beyond_loopback_the_command_wants_a_key(capsys, monkeypatch):
 
 
 # The queue, deadlines, and clients that leave.
+
+
+def test_requests_that_are_being_read_hold_room_in_the_queue():
+    with running(MODEL, limits=Limits(batch=1, queue=3)) as server:
+        place = server.batcher.place
+        full = pytest.raises(Refused, match="3 answers wait, 1 of them yours")
+        with place("a", 1), place("b", 2), full, place("a", 1):
+            pass
+        with place("a", 3), pytest.raises(Refused), place("b", 1):
+            pass
+        with place("b", 1):
+            pass
 
 
 def test_a_full_queue_says_when_to_come_back(monkeypatch):

@@ -184,7 +184,10 @@ class Guard:
             await errors.respond(refused)(scope, receive, send)
             return
         most = self.serving.limits.body_bytes
-        too_large = Refused(413, f"a request's body has at most {most} bytes")
+        too_large = Refused(
+            413,
+            f"a request's body has at most {most} bytes; the server's --body-bytes sets how many",
+        )
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > most:
             await errors.respond(too_large)(scope, receive, send)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from rc_agents import RCError
@@ -44,6 +45,7 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._turns = Turns()
         self._running: list[Job] = []
+        self._held: Counter[str] = Counter()  # rows of requests that are being read, by who asks
         self._changed = threading.Condition()
         self._closing = False
         self._pace = 1.0  # seconds that a row has taken lately, from its first token's call on
@@ -92,17 +94,30 @@ class Batcher:
             self._waiting = deque(sorted(self._waiting, key=lambda one: one.turn))
             self._changed.notify_all()
 
-    def check(self, asker: str, rows: int = 1) -> None:
-        """Raises as `submit` would, before any work is done for a request that has to wait."""
+    @contextmanager
+    def place(self, asker: str, rows: int) -> Iterator[None]:
+        """Holds room in the queue while a request is read that takes work, as one with pictures does.
+
+        Raises:
+            Refused: as for `submit`.
+        """
         with self._changed:
             self._check({asker}, rows)
+            self._held[asker] += rows
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held[asker] -= rows
+                self._held += Counter()  # without those at 0
 
     def _check(self, askers: set[str], rows: int) -> None:
         if not self.alive:
             raise Refused(503, "the server is stopping", code="stopping")
         self._waiting = deque(one for one in self._waiting if not one.cancel.is_set())
-        waiting, most = len(self._waiting), self._limits.queue
+        waiting, most = len(self._waiting) + self._held.total(), self._limits.queue
         own = sum(one.asker in askers for one in self._waiting)
+        own += sum(self._held[one] for one in askers)
         if waiting + rows > most or own + rows > most - most // 8:
             wait = max(1, round(self._pace * (1 + waiting / self._limits.batch)))
             raise Refused(

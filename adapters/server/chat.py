@@ -29,8 +29,8 @@ def routes(serving: Serving) -> APIRouter:
     @router.post("/v1/chat/completions", tags=["generate"])
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         params = serving.params(body, body.limit, body.top)
-        serving.batcher.check(asker_of(body, host_of(request)), body.n or 1)
-        talk = await run_in_threadpool(_converse, serving, body)
+        with serving.batcher.place(asker_of(body, host_of(request)), body.n or 1):
+            talk = await run_in_threadpool(_converse, serving, body)
         chosen, loop = talk.params(params), asyncio.get_running_loop()
         jobs = await run_in_threadpool(
             serving.jobs, body, [talk.prompt], chosen, loop, host_of(request)

@@ -61,9 +61,9 @@ def chat(
     """Talk to an ensemble.
 
     Each line is a message; Ctrl-C ends an answer, Ctrl-D the chat. Lines that start with a slash are commands:
-    /specialists A,B (or all, none), /specialist NAME on (or off), /strength X, /show FILE (a picture or sound for this
-    and later messages; without a file nothing more), /compare MESSAGE (the frozen anchor's answer beside the
-    ensemble's; without a message the last one's), /reset, /quit.
+    /specialists A,B (or all, none), /specialist NAME on (or off), /strength X, /show FILE (a picture or sound for the
+    messages from now on, in the place of another of its kind; without a file nothing more), /compare MESSAGE (the
+    frozen anchor's answer beside the ensemble's; without a message the last one's), /reset, /quit.
     """
     params = GenerationParams(
         max_new_tokens=max_new_tokens,
@@ -204,16 +204,18 @@ class Conversation:
         print(f"strength: {argument or 1}", file=sys.stderr)
 
     def _show(self, argument: str) -> None:
-        before, file = self._parts, Path(argument).expanduser()
-        if argument and not file.is_file():
-            raise InputError(f"no such file: {argument}")
-        self._parts = [part_of(file)] if argument else []
+        before, chosen = self._parts, []
+        if argument:
+            part = part_of(_file(argument))
+            chosen = [*(one for one in before if one["type"] != part["type"]), part]
+        self._parts = chosen
         try:
             self.service.render([self._message("Hi")])
         except RCError:
             self._parts = before
             raise
-        print(f"shown: {argument or 'nothing'}", file=sys.stderr)
+        shown = [str(one[one["type"]]) for one in self._parts]
+        print(f"shown: {', '.join(shown) or 'nothing'}", file=sys.stderr)
 
     def _reset(self, argument: str) -> None:
         self.messages = list(self._first)
@@ -222,6 +224,17 @@ class Conversation:
     def _set(self, params: GenerationParams) -> None:
         self.service.check(params)
         self.params = params
+
+
+def _file(argument: str) -> Path:
+    try:
+        file = Path(argument).expanduser()
+        found = file.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long, or somebody who is not there
+        raise InputError(f"{argument!r:.60} is no file: {error!s:.60}") from error
+    if not found:
+        raise InputError(f"{argument!r:.60} is no file")
+    return file
 
 
 def _line(result: GenerationResult, **more: str) -> str:

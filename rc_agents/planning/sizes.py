@@ -89,7 +89,11 @@ class ModelSize:
         Measured by two passes without numbers, so that it holds for any kind of attention. A cache that stops growing,
         as that of a sliding window does, counts as if it grew.
         """
-        kind = f"{self.probe.__class__} {self.probe.dtype} {self.probe.config.to_json_string()}"
+        try:
+            told = self.probe.config.to_json_string()
+        except Exception:  # a config's own code
+            return _growth(self.probe)
+        kind = f"{self.probe.__class__} {self.probe.dtype} {told}"
         if kind not in _GROWTH:
             _GROWTH[kind] = _growth(self.probe)
         return _GROWTH[kind]

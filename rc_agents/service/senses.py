@@ -33,6 +33,7 @@ class Senses:
     ) -> None:
         self._model = model
         self._lock = threading.Lock()
+        self._kinds: dict[str, str] | None = None
         if not isinstance(processors, Mapping | None):
             kind = type(processors).__name__
             raise InputError(f"processors is a mapping from encoders to processors, got {kind}")
@@ -67,13 +68,12 @@ class Senses:
         return found
 
     def kinds(self) -> dict[str, str]:
-        """Returns what each encoder takes that can be shown something, `PICTURE` or `SOUND`."""
-        blind, found = self.reasons(), {}
-        for name in self._model.config.encoder_names:
-            kind = self._kind(name)
-            if kind is not None and name not in blind:
-                found[name] = kind
-        return found
+        """Returns what each encoder takes that can be shown something, `PICTURE` or `SOUND`; looked up once."""
+        if self._kinds is None:
+            blind = self.reasons()
+            kinds = {name: self._kind(name) for name in self._model.config.encoder_names}
+            self._kinds = {name: kind for name, kind in kinds.items() if kind and name not in blind}
+        return self._kinds
 
     def _shown(self, found: Sequence[Media]) -> dict[str, Any]:
         shown: dict[str, Any] = {}

@@ -54,15 +54,20 @@ class GenerationService(Prompting):
             options: for `load`.
 
         Raises:
-            InputError: as for the service, or processors for one that has its own.
+            InputError: as for the service, or processors or options for what is made or loaded already.
             RCError: an ensemble that cannot be loaded.
         """
-        if isinstance(model, GenerationService):
-            if processors is not None:
-                raise InputError("processors come with a service; give them to GenerationService")
-            return model
-        found = load(model, **options) if isinstance(model, (str, Path)) else model
-        return cls(found, processors)
+        if isinstance(model, (str, Path)):
+            return cls(load(model, **options), processors)
+        if options:
+            raise InputError(
+                f"{next(iter(options))!r} is for loading, and this model is loaded already; leave it out"
+            )
+        if not isinstance(model, GenerationService):
+            return cls(model, processors)
+        if processors is not None:
+            raise InputError("processors come with a service; give them to GenerationService")
+        return model
 
     def generate(
         self,
