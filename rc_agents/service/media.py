@@ -46,7 +46,8 @@ def split(messages: Any) -> tuple[Any, list[Media]]:
     """Returns messages whose content is text alone, and what their parts show.
 
     Args:
-        messages: a chat, in which a content may be a list of parts: `{"type": "text", "text": ...}`, OpenAI's `image_url` (a data URL) and `input_audio` (WAV), `{"type": "image", "image": ...}` and
+        messages: a chat, in which a content may be a list of parts: `{"type": "text", "text": ...}`, OpenAI's
+            `image_url` (a data URL) and `input_audio` (WAV), `{"type": "image", "image": ...}` and
             `{"type": "audio", "audio": ...}` with what `Media` holds.
 
     Raises:
