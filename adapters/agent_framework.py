@@ -142,8 +142,6 @@ def _turns(message: Message) -> Iterator[dict[str, Any]]:
     for one in message.contents:
         if one.type in ("text", "data", "uri"):
             parts.append(_part(one))
-            if len(parts) > 1 and all(isinstance(part, str) for part in parts[-2:]):
-                parts[-2:] = ["".join(parts[-2:])]  # pieces of one text
         elif one.type == "function_call":
             calls.append(
                 {"id": one.call_id, "function": {"name": one.name, "arguments": one.arguments}}

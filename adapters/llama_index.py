@@ -30,6 +30,7 @@ from rc_agents.service import (
     GenerationService,
     Prompt,
     PromptLike,
+    lines,
     settings_over,
 )
 
@@ -118,12 +119,12 @@ class EnsembleLLM(CustomLLM):
             yield "", text, _raw(stream.result)
 
 
-def _content(message: ChatMessage) -> str | list[dict[str, Any]]:
+def _content(message: ChatMessage) -> str | list[Mapping[str, Any]]:
     """A message's text, with the pictures and sounds that its blocks hold."""
     blocks = [one for one in message.blocks if one.block_type not in UNREAD]
     if all(one.block_type == "text" for one in blocks):
         return message.content or ""
-    return [_part(one) for one in blocks]
+    return lines([_part(one) for one in blocks])
 
 
 def _part(block: Any) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from rc_agents.service import (
     GenerationResult,
     GenerationService,
     TextStream,
+    lines,
     unblocked,
 )
 
@@ -291,7 +292,7 @@ def _request(part: Any) -> dict[str, Any]:
         ]
         if all(isinstance(one, str) for one in contents):
             return {"role": "user", "content": "\n".join(map(str, contents))}
-        return {"role": "user", "content": [_part(one) for one in contents]}
+        return {"role": "user", "content": lines([_part(one) for one in contents])}
     if isinstance(part, ToolReturnPart):
         text: Any = part.model_response_str()
         if part.files:

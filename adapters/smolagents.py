@@ -21,7 +21,7 @@ from smolagents.models import (
 )
 
 from rc_agents import CoupledForCausalLM
-from rc_agents.service import Conversation, GenerationParams, GenerationService
+from rc_agents.service import Conversation, GenerationParams, GenerationService, lines
 
 OWN = ("tool_choice", "response_format", "tool_name_key", "tool_arguments_key")
 """What the framework takes among a model's options."""
@@ -101,7 +101,7 @@ class EnsembleModel(Model):
         kwargs["convert_images_to_image_urls"] = True
         asked = self._prepare_completion_kwargs(messages, *args, **kwargs)
         talk = self.service.converse(
-            asked.pop("messages"),
+            [_turn(one) for one in asked.pop("messages")],
             tools=asked.pop("tools", None),
             tool_choice=asked.pop("tool_choice", None),
             response_format=asked.pop("response_format", None),
@@ -109,3 +109,8 @@ class EnsembleModel(Model):
         own = {"specialists": self.chosen.specialists, "strength": self.chosen.strength}
         params = GenerationParams.of({**own, **asked}, others=())
         return talk, talk.params(params)
+
+
+def _turn(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = message["content"]
+    return {**message, "content": lines(content)} if isinstance(content, list) else message

@@ -567,7 +567,7 @@ def test_smolagents_shows_its_pictures():
         EnsembleModel(MODEL, max_tokens=6).generate(asked)
     apart = [{"type": "text", "text": "One."}, image, {"type": "text", "text": QUESTION}]
     answered = model.generate([models.ChatMessage(role="user", content=apart)]).content
-    assert answered == of_senses(f"One.{QUESTION}", image=PICTURE)
+    assert answered == of_senses(f"One.\n{QUESTION}", image=PICTURE)
     told_twice = [
         models.ChatMessage(role="user", content=[{"type": "text", "text": one}])
         for one in ("One.", "Two.")
@@ -596,7 +596,7 @@ def test_llama_index_shows_pictures_and_sounds(tmp_path):
         assert llm.chat(turn).message.content == of_senses(QUESTION, image=PICTURE)
     parted = [types.TextBlock(text="One."), types.ImageBlock(image=PICTURE), said]
     answered = llm.chat([types.ChatMessage(role="user", blocks=parted)]).message.content
-    assert answered == of_senses(f"One.{QUESTION}", image=PICTURE)
+    assert answered == of_senses(f"One.\n{QUESTION}", image=PICTURE)
     for wrong in (
         types.ImageBlock(url="data:image/png;base64,@@@"),
         types.ImageBlock(url="data:image/png"),
@@ -621,7 +621,7 @@ def test_pydantic_ai_shows_pictures_and_sounds():
     assert agent.run_sync([ai.ImageUrl(image.data_uri), QUESTION]).output == expected
     said = ai.messages.TextContent("What is")
     asked = [said, image, ai.CachePoint(), "here?"]
-    assert agent.run_sync(asked).output == of_senses("What ishere?", image=PICTURE)
+    assert agent.run_sync(asked).output == of_senses("What is\nhere?", image=PICTURE)
     noise = ai.BinaryContent(SOUND, media_type="audio/wav")
     assert agent.run_sync([noise, QUESTION]).output == of_senses(QUESTION, audio=SOUND)
     for content, message in (

@@ -112,7 +112,7 @@ class Conversation:
         self._first = [{"role": "system", "content": system}] if system else []
         self.messages = list(self._first)
         self._parts = [part_of(file) for file in show]
-        service.render([*self._first, self._message("Hi")])
+        service.render([*self._first, _message("Hi", self._parts)])
         self._commands: dict[str, Callable[[str], None]] = {
             "specialists": self._choose_specialists,
             "specialist": self._switch_specialist,
@@ -135,12 +135,8 @@ class Conversation:
             print(f"error: {error}", file=sys.stderr)
         return True
 
-    def _message(self, text: str) -> dict[str, Any]:
-        """A message with what is shown; those before it have their text alone."""
-        return {"role": "user", "content": [*self._parts, {"type": "text", "text": text}]}
-
     def _answer(self, text: str) -> None:
-        asked = self.service.render([*self.messages, self._message(text)])
+        asked = self.service.render([*self.messages, _message(text, self._parts)])
         with self.service.stream(asked, self.params) as stream:
             try:
                 for piece in stream:
@@ -185,7 +181,7 @@ class Conversation:
             raise InputError("nothing to compare yet; write /compare MESSAGE")
         message = argument or asked[-1]["content"]
         before = self.messages if argument else self.messages[:-2]  # without the last turn
-        prompt = self.service.render([*before, self._message(message)])
+        prompt = self.service.render([*before, _message(message, self._parts)])
         for title, params in (
             ("frozen anchor", replace(self.params, specialists=[])),
             ("ensemble", self.params),
@@ -204,17 +200,13 @@ class Conversation:
         print(f"strength: {argument or 1}", file=sys.stderr)
 
     def _show(self, argument: str) -> None:
-        before, chosen = self._parts, []
+        chosen: list[dict[str, Any]] = []
         if argument:
             part = part_of(_file(argument))
-            chosen = [*(one for one in before if one["type"] != part["type"]), part]
+            chosen = [*(one for one in self._parts if one["type"] != part["type"]), part]
+        self.service.render([_message("Hi", chosen)])
         self._parts = chosen
-        try:
-            self.service.render([self._message("Hi")])
-        except RCError:
-            self._parts = before
-            raise
-        shown = [str(one[one["type"]]) for one in self._parts]
+        shown = [str(one[one["type"]]) for one in chosen]
         print(f"shown: {', '.join(shown) or 'nothing'}", file=sys.stderr)
 
     def _reset(self, argument: str) -> None:
@@ -224,6 +216,11 @@ class Conversation:
     def _set(self, params: GenerationParams) -> None:
         self.service.check(params)
         self.params = params
+
+
+def _message(text: str, shown: Sequence[Any]) -> dict[str, Any]:
+    """A message with what is shown; those before it have their text alone."""
+    return {"role": "user", "content": [*shown, {"type": "text", "text": text}]}
 
 
 def _file(argument: str) -> Path:

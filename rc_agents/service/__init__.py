@@ -9,6 +9,7 @@ with service.stream("Once upon a time") as stream:
 from .conversation import Conversation, Reply, form_of
 from .guides import Guide
 from .loading import load
+from .media import lines
 from .params import CHOICES, LIMITS, GenerationParams, settings_over
 from .prompts import Prompt, PromptLike
 from .requests import GenerationResult, Request
@@ -35,6 +36,7 @@ __all__ = [
     "ToolCall",
     "check_tools",
     "form_of",
+    "lines",
     "load",
     "settings_over",
     "unblocked",

@@ -67,6 +67,19 @@ def split(messages: Any) -> tuple[Any, list[Media]]:
     return texts, found
 
 
+def lines(parts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns a message's parts, in which every text behind another begins a line of its own.
+
+    For frameworks whose parts hold a text each; OpenAI's are pieces of one, which `split` joins as they are.
+    """
+    found: list[Mapping[str, Any]] = []
+    for part in parts:
+        if part["type"] == "text" and any(one["type"] == "text" for one in found):
+            part = {**part, "text": "\n" + part["text"]}
+        found.append(part)
+    return found
+
+
 def _part(part: Any) -> str | Media:
     if isinstance(part, str):
         return part
