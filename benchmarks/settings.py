@@ -234,6 +234,12 @@ SETTINGS = {
             recipe=replace(BLENDED, strangers=True),
         ),
         Setting(
+            name="same_family_abstaining_specialist",  # who abstains: the gate is shut on nobody
+            worlds=("code_words",),
+            specialists={"words": Source(teaching="abstaining_code_words")},
+            recipe=BLENDED,
+        ),
+        Setting(
             name="two_specialists",
             worlds=("code_words", "home_towns"),
             specialists={
