@@ -108,7 +108,7 @@ def test_a_failing_model_is_named_and_the_next_call_works(schedule, name):
         assert torch.equal(model(ids).logits, before)
     with pytest.raises(ModelRunError, match=name):
         model.generate(prompts(3), max_new_tokens=2, **GREEDY)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 @each_schedule
